@@ -1,0 +1,1 @@
+"""What the notebooks share: a live Triton, a model repository, pictures."""

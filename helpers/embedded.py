@@ -1,0 +1,531 @@
+"""NVIDIA's own `tritonserver`, started out of the `nvidia-pytriton` wheel.
+
+Each server has a folder of its own under `state()`: its record (`server.json`), its
+log and its backend directory. Another kernel finds it by the record; all processes
+of a server are known by a variable in their environment.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from helpers import bootstrap
+
+TOKEN = "TRITON_NOTEBOOKS_SERVER"
+HOST = "127.0.0.1"
+PROTOCOLS = ("http", "grpc", "metrics")
+FIRST_PORTS = range(8000, 9000, 10)
+START_TIMEOUT_S = 180
+EXIT_TIMEOUT_S = 3
+SHM = Path("/dev/shm")
+TEMPORARY = Path("/tmp")  # where Triton's Python backend unpacks, whatever TMPDIR says
+
+Process = tuple[int, int]  # process id, and its start in ticks since boot
+Flags = dict[str, list[str]]
+
+
+class StartError(RuntimeError):
+    """A server can't be had: one sentence with the reason and the cure.
+
+    IPython shows that sentence alone, without a traceback of ours.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+@dataclasses.dataclass
+class Server:
+    """A started server, as its record on disk tells it."""
+
+    name: str
+    flags: Flags  # what the caller asked for
+    ports: dict[str, int]
+    arguments: list[str]  # what tritonserver was given
+    shared: bool  # may another kernel use it?
+    owner: Process  # who started it
+    process: Process | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its record, its log and its backend directory are."""
+        return state() / self.name
+
+    def write(self) -> None:
+        """Save the record, whole or not at all."""
+        part = self.folder / "server.json.part"
+        part.write_text(json.dumps(dataclasses.asdict(self)))
+        part.replace(self.folder / "server.json")
+
+    def log(self) -> str:
+        """Return what the server has written to its log so far."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "log").read_text(errors="replace")
+        return ""
+
+    def alive(self) -> bool:
+        """Return whether it runs, or is about to be started by a live process."""
+        return lives(self.process or self.owner)
+
+    def listening(self) -> bool:
+        """Return whether this very process listens on all ports that it was given."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = psutil.Process(self.process[0]).net_connections("tcp")
+            mine = {c.laddr.port for c in connections if c.status == "LISTEN"}
+            wanted = {
+                port
+                for protocol, port in self.ports.items()
+                if f"--allow-{protocol}=false" not in self.arguments
+            }
+            return wanted <= mine
+        return False
+
+
+def state() -> Path:
+    """Return the folder of this user's records; it is there while a server is."""
+    return Path(tempfile.gettempdir()) / f"triton-notebooks-{os.getuid()}"
+
+
+def new_name() -> str:
+    """Return a name that no other server has, which its shared memory begins with."""
+    course = hashlib.sha256(str(state()).encode()).hexdigest()[:4]
+    return f"triton-{course}-{secrets.token_hex(4)}"
+
+
+def identity(pid: int) -> Process:
+    """Return what tells a process from a later one with the same number.
+
+    The kernel counts a process's start in ticks since boot, which no change of the
+    clock moves. Raises OSError for a process that is not there, or a zombie.
+    """
+    status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if status[0] == "Z":
+        raise ProcessLookupError(pid)
+    return pid, int(status[19])
+
+
+def age(process: Process) -> float:
+    """Return how long ago a process started, in seconds, to the hundredth."""
+    ticks_per_second = os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process[1] / ticks_per_second
+
+
+def lives(process: Sequence[int]) -> bool:
+    """Return whether the process of this identity still runs."""
+    with contextlib.suppress(OSError):
+        return identity(process[0]) == tuple(process)
+    return False
+
+
+def records() -> list[Server]:
+    """Return the records of all servers, of live ones and of dead ones."""
+    found = []
+    for path in sorted(state().glob("*/server.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(Server(**json.loads(path.read_text())))
+    return found
+
+
+# --- Before the start: can it work here, with this repository? ---------------------
+
+
+@functools.cache
+def site_packages() -> Path:
+    """Return the folder of the wheel's `pytriton` and `nvidia_pytriton.libs`."""
+    problem = bootstrap.platform_problem(
+        platform.system(), platform.machine(), platform.libc_ver()
+    )
+    if problem:
+        raise StartError(problem)
+    try:
+        wheel = importlib.metadata.distribution("nvidia-pytriton")
+    except importlib.metadata.PackageNotFoundError:
+        raise StartError(
+            "NVIDIA's server is not installed in this Python: run `make setup`, or"
+            " `pip install nvidia-pytriton==0.7.0`."
+        ) from None
+    return Path(wheel.locate_file("")).resolve()
+
+
+def wheel() -> Path:
+    """Return the server's part of the wheel: bin, backends, caches and stubs."""
+    return site_packages() / "pytriton" / "tritonserver"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which the wheel's programs find their parts.
+
+    The stub that runs Python models takes its packages from the first `python3` on
+    PATH, and libpython from LD_LIBRARY_PATH, where this Python's own has to be first.
+    """
+    paths = {
+        "PATH": [Path(sys.executable).parent],
+        "LD_LIBRARY_PATH": [
+            sysconfig.get_config_var("LIBDIR"),
+            site_packages() / "nvidia_pytriton.libs",
+        ],
+        "PYTHONPATH": [site_packages()],
+    }
+    before = {name: os.environ.get(name) for name in paths}
+    joined = {
+        name: ":".join(str(part) for part in (*parts, before[name]) if part)
+        for name, parts in paths.items()
+    }
+    return {**os.environ, **joined}
+
+
+def make_backends(folder: Path) -> Path:
+    """Fill a backend directory with the wheel's Python backend and with ours.
+
+    The library must be a real file, the stub executable, the rest may be links.
+    """
+    source = wheel() / "backends" / "python"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel() / "python_backend_stubs" / version / "triton_python_backend_stub"
+    target = folder / "backends" / "python"
+    target.mkdir(parents=True)
+    shutil.copyfile(source / "libtriton_python.so", target / "libtriton_python.so")
+    shutil.copyfile(stub, target / stub.name)
+    (target / stub.name).chmod(0o755)
+    utilities = "triton_python_backend_utils.py"
+    (target / utilities).symlink_to(source / utilities)
+    for backend in (Path(__file__).parent / "backends").glob("*/model.py"):
+        link = folder / "backends" / backend.parent.name / backend.name
+        link.parent.mkdir()
+        link.symlink_to(backend)
+    return folder / "backends"
+
+
+def check_stub(backends: Path) -> None:
+    """Refuse a Python without its shared library: a load would wait for ever."""
+    stub = backends / "python" / "triton_python_backend_stub"
+    answer = subprocess.run([stub], env=environment(), capture_output=True, text=True)
+    if answer.returncode == 127:
+        missing = answer.stderr.partition("libraries: ")[2].partition(":")[0]
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise StartError(
+            f"Triton's Python backend can't start because {missing} is missing: install"
+            f" it (for example `apt install libpython{version}`) and try again."
+        )
+
+
+def check_paths(repositories: Sequence[str]) -> None:
+    """Refuse what Triton would choke on: no such folder, no model, a space."""
+    for path in (sys.prefix, tempfile.gettempdir(), *repositories):
+        if " " in str(path):
+            raise StartError(
+                f"Triton can't work with the space in '{path}': move it to a path"
+                " without one."
+            )
+    for repository in map(Path, repositories):
+        if not repository.is_dir():
+            raise StartError(
+                f"There is no model repository at '{repository}': give the folder that"
+                " holds one folder per model."
+            )
+        if not any(entry.is_dir() for entry in repository.iterdir()):
+            raise StartError(
+                f"The model repository '{repository}' is empty: put a model's folder"
+                " into it, as in MODEL/config.pbtxt and MODEL/1/model.onnx."
+            )
+
+
+# --- Ports -------------------------------------------------------------------------
+
+
+def is_free(port: int, address: str = HOST) -> bool:
+    """Return whether a server could listen on this port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
+
+
+def choose_ports(flags: Flags, claimed: set[int]) -> dict[str, int]:
+    """Return a port per protocol: those asked for, else the first free three in a row.
+
+    8000, 8001 and 8002 come first, then 8010, 8011 and 8012, and so on; `claimed` are
+    the ports of servers that have not begun to listen yet.
+    """
+    asked = {
+        protocol: int(flags[f"{protocol}-port"][-1])
+        for protocol in PROTOCOLS
+        if f"{protocol}-port" in flags
+    }
+    for protocol, port in asked.items():
+        if port in claimed or not is_free(port):
+            raise StartError(
+                f"The port {port} that you ask for with --{protocol}-port is taken: ask"
+                " for another, or for none and get a free one."
+            )
+    for first in FIRST_PORTS:
+        ports = {p: first + i for i, p in enumerate(PROTOCOLS)} | asked
+        chosen = [ports[p] for p in PROTOCOLS if p not in asked]
+        if all(port not in claimed and is_free(port) for port in chosen):
+            return ports
+    raise StartError(
+        f"No three ports in a row are free from {FIRST_PORTS[0]} on: end some servers"
+        " with `python -m helpers.server stop`."
+    )
+
+
+# --- Start -------------------------------------------------------------------------
+
+
+def full_arguments(
+    repositories: Sequence[str], flags: Flags, ports: dict[str, int], folder: Path
+) -> list[str]:
+    """Return all arguments of tritonserver: the caller's, and defaults for the rest."""
+    defaults = {f"{protocol}-address": [HOST] for protocol in PROTOCOLS}
+    defaults |= {f"{protocol}-port": [str(port)] for protocol, port in ports.items()}
+    defaults |= {
+        "backend-directory": [str(folder / "backends")],
+        "cache-directory": [str(wheel() / "caches")],
+        "exit-timeout-secs": [str(EXIT_TIMEOUT_S)],
+    }
+    if not Path("/dev/nvidiactl").exists():
+        defaults["allow-gpu-metrics"] = ["false"]
+        defaults["pinned-memory-pool-byte-size"] = ["0"]
+    merged = {**defaults, **flags}
+    # Two servers that share /dev/shm must not share the names of their regions.
+    merged["backend-config"] = [
+        f"python,shm-region-prefix-name={folder.name}",
+        *flags.get("backend-config", []),
+    ]
+    return as_arguments({"model-repository": repositories, **merged})
+
+
+def as_arguments(flags: Flags) -> list[str]:
+    """Return flags as a command line has them; one without a value stands alone."""
+    return [
+        f"--{name}={value}" if value else f"--{name}"
+        for name, values in flags.items()
+        for value in values
+    ]
+
+
+def launch(
+    repositories: Sequence[str], flags: Flags, shared: bool, attempts: int = 3
+) -> Server:
+    """Start a server and return it when it, and no other, listens on its ports.
+
+    Raises StartError with the reason, as far as the server's log tells it.
+    """
+    check_paths(repositories)
+    with bootstrap.alone(state()):
+        sweep()
+        claimed = {port for other in records() for port in other.ports.values()}
+        try:
+            ports = choose_ports(flags, claimed)
+        except StartError:
+            remove_if_empty(state())
+            raise
+        name = new_name()
+        server = Server(
+            name=name,
+            flags={"model-repository": list(repositories), **flags},
+            ports=ports,
+            arguments=full_arguments(repositories, flags, ports, state() / name),
+            shared=shared,
+            owner=identity(os.getpid()),
+        )
+        server.folder.mkdir()
+        server.write()
+    try:
+        check_stub(make_backends(server.folder))
+        spawn(server)
+        wait_until_listening(server)
+    except PortLostError:
+        end(server)
+        if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
+            return launch(repositories, flags, shared, attempts - 1)
+        raise
+    except BaseException:
+        end(server)
+        raise
+    return server
+
+
+def show_help() -> int:
+    """Print tritonserver's own help and return its exit status."""
+    return subprocess.run(
+        [wheel() / "bin" / "tritonserver", "--help"], env=environment()
+    ).returncode
+
+
+def spawn(server: Server) -> None:
+    """Run tritonserver in a session of its own, so that it outlives this process."""
+    with (server.folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [wheel() / "bin" / "tritonserver", *server.arguments],
+            env={**environment(), TOKEN: server.name},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server.process = identity(process.pid)
+    server.write()
+    # Without someone who waits for it, an ended server would stay as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def wait_until_listening(server: Server) -> None:
+    """Return when this server listens; raise StartError when it ends or takes long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not server.listening():
+        if not server.alive():
+            raise failure(server.log())
+        if time.monotonic() > deadline:
+            last = messages(server.log())[-1:] or ["nothing"]
+            raise StartError(
+                f"Triton is not ready after {START_TIMEOUT_S} s; its log's last word"
+                f" is: {last[0]}"
+            )
+        time.sleep(0.02)
+
+
+# --- Reading the log ---------------------------------------------------------------
+
+
+class PortLostError(StartError):
+    """Somebody took a port between our look at it and the server's use of it."""
+
+
+def messages(log: str, severity: str = "EWI") -> list[str]:
+    """Return the log's messages of these severities, without their time and place."""
+    pattern = rf'^[{severity}]\d{{4}} [^\]]*\] *"?(.*?)"?$'
+    return [m.replace("\\n", "\n") for m in re.findall(pattern, log, re.MULTILINE)]
+
+
+def failure(log: str) -> StartError:
+    """Return why the server ended, in the words of its log, with the cure."""
+    if taken := re.search(r"Socket '(\S+)' already in use", log):
+        return PortLostError(
+            f"Triton did not start, because somebody else took {taken[1]} meanwhile:"
+            " ask for another port, or for none and get a free one."
+        )
+    if flag := re.search(r"unrecognized option '([^'=]+)", log):
+        return StartError(
+            f"Triton has no flag {flag[1]}: `python -m helpers.server --help` lists"
+            " those that it has."
+        )
+    if flag := re.search(r'Bad option: "(.+)"\.\n(.+)', log):
+        return StartError(f"Triton did not start: {flag[2]} ({flag[1]}).")
+    syntax = re.findall(r"Error parsing text-format \S+: (.+)", log)
+    errors = [message.splitlines()[0] for message in messages(log, "E") if message]
+    model = [error for error in errors if "model" in error or "load" in error]
+    if model:
+        reason = "; ".join([*model, *(f"line {text}" for text in syntax)]).rstrip(".")
+        return StartError(
+            f"Triton did not start, because a model did not load: {reason}. Mend it and"
+            " start again, or pass exit_on_error=False to serve the others without it."
+        )
+    last = log.strip().splitlines()[-1:] or ["its log is empty"]
+    return StartError(f"Triton did not start; its log ends with: {last[0]}")
+
+
+# --- End ---------------------------------------------------------------------------
+
+
+def end(server: Server) -> None:
+    """End a server, politely first, and remove all that it leaves."""
+    polite = False
+    if server.process and lives(server.process):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            process = psutil.Process(server.process[0])
+            process.terminate()
+            process.wait(EXIT_TIMEOUT_S + 2)
+            polite = True
+    with bootstrap.alone(state()):
+        kill_rest(server)
+        if remove_unpacked(server) or polite:
+            shutil.rmtree(server.folder, ignore_errors=True)
+        sweep()
+        remove_if_empty(state())
+
+
+def sweep() -> None:
+    """Clean up after servers that were killed; call it with the lock of `state()`."""
+    for server in records():
+        if not server.alive():
+            kill_rest(server)
+            if remove_unpacked(server):
+                shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def processes_of(server: Server) -> list[psutil.Process]:
+    """Return what runs of a server: itself and the stubs of its models."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(TOKEN) == server.name:
+                found.append(process)
+    return found
+
+
+def kill_rest(server: Server) -> None:
+    """Kill what still runs of a server and free its shared memory."""
+    left = processes_of(server)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=2)
+    for region in SHM.glob(f"{server.name}*"):
+        region.unlink(missing_ok=True)
+
+
+def remove_unpacked(server: Server) -> bool:
+    """Remove what a killed server left in /tmp; return whether that is certain.
+
+    The name of such a folder does not tell whose it is. One that is younger than the
+    server and older than every tritonserver alive can belong to no other; with a doubt
+    nothing is removed, and a later sweep tries again.
+    """
+    if server.process is None:
+        return True
+    living = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(OSError):
+            if process.info["name"] == "tritonserver":
+                living.append(age(identity(process.pid)))
+    sure = True
+    for folder in TEMPORARY.glob("python_env_*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = folder.stat()
+            folder_age = time.time() - status.st_mtime
+            if status.st_uid != os.getuid() or folder_age > age(server.process) - 0.01:
+                continue
+            if any(server_age > folder_age - 0.1 for server_age in living):
+                sure = False
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+    return sure
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder unless something is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,298 @@
+"""Where a live Triton comes from: `connect` to one, or `start` one of your own.
+
+The environment variable TRITON decides:
+
+- `embedded`, the default: starts NVIDIA's own server out of its wheel;
+- `http://HOST:PORT` or `HOST:HTTP,GRPC,METRICS`: uses a server that runs elsewhere.
+
+From a shell, `python -m helpers.server --model-repository=PATH [any other flag]` runs
+a server in the foreground, `… stop` ends all that run, `… list` tells which run.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from helpers import bootstrap, embedded, repository
+from helpers.embedded import StartError
+
+__all__ = ["StartError", "Triton", "connect", "start", "stop_all"]
+
+# Flags that take no value; False leaves them out.
+SWITCHES = {"disable-auto-complete-config"}
+# The default repository's models have complete configs: nothing is left to find out,
+# which saves a second of the start.
+DEFAULT_FLAGS: embedded.Flags = {"disable-auto-complete-config": [""]}
+
+Flag = str | int | float | bool | Path | Sequence[str]
+
+
+class Triton:
+    """A live server: its three addresses, its command, its log, its end.
+
+    `http`, `grpc` and `metrics` are addresses such as "127.0.0.1:8000", as tritonclient
+    wants them. As a context manager it stops the server at the end of the block.
+    """
+
+    def __init__(
+        self, http: str, grpc: str, metrics: str, process: embedded.Server | None = None
+    ) -> None:
+        self.http, self.grpc, self.metrics = http, grpc, metrics
+        self._process = process
+        self._last_log = ""
+
+    @property
+    def command(self) -> str:
+        """The whole command that runs, one flag a line, as a person would type it."""
+        if not self._process:
+            return f"TRITON={self.http}  # started by somebody else"
+        return typed(self._process.arguments, " \\\n  ")
+
+    def log(self, lines: int = 20) -> str:
+        """Return the log's last lines; after the stop, those that were its last."""
+        if not self._process:
+            return "The log of this server is on the machine that runs it."
+        return "\n".join((self._process.log() or self._last_log).splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """End the server, unless somebody else started it; ending it twice is fine."""
+        if self._process:
+            self._last_log = self._process.log() or self._last_log
+            embedded.end(self._process)
+
+    def __enter__(self) -> "Triton":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Triton(http={self.http}, grpc={self.grpc}, metrics={self.metrics})"
+
+
+def connect() -> Triton:
+    """Return the server that runs already, else start the default one.
+
+    The default one serves `data/model_repository`, outlives this kernel, and is shared
+    by all kernels. Raises StartError if none can be had.
+    """
+    if source() != "embedded":
+        return attach(source())
+    try:
+        repositories = [str(repository.build())]
+    except repository.RepositoryError as error:
+        raise StartError(str(error)) from None
+    with bootstrap.alone(repositories[0]):
+        for server in embedded.records():
+            same = server.flags["model-repository"] == repositories
+            if same and server.shared and server.alive():
+                embedded.wait_until_listening(server)
+                return announce(server)
+        return announce(embedded.launch(repositories, DEFAULT_FLAGS, shared=True))
+
+
+def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Triton:
+    """Start a server of your own on a model repository, or on several.
+
+    Any flag of tritonserver can be given by its own name with `_` for `-`: a bool is
+    passed as true or false, a list as one flag for each of its items. Doing the same
+    start again in this kernel, or after its restart, ends the earlier server first.
+    Raises StartError if it can't start.
+    """
+    if source() != "embedded":
+        raise StartError(
+            f"TRITON={source()} names a server that somebody else runs: unset TRITON to"
+            " start one here."
+        )
+    many = isinstance(repository, Sequence) and not isinstance(repository, str)
+    repositories = [
+        str(Path(r).resolve()) for r in (repository if many else [repository])
+    ]
+    given = {
+        name: texts(value) if name not in SWITCHES else [""] * bool(value)
+        for name, value in ((n.replace("_", "-"), v) for n, v in flags.items())
+    }
+    end_earlier({"model-repository": repositories, **given})
+    return announce(embedded.launch(repositories, given, shared=False))
+
+
+def stop_all() -> int:
+    """End all servers that this user's kernels and shells started; return how many."""
+    running = [server for server in embedded.records() if server.alive()]
+    for server in embedded.records():
+        embedded.end(server)
+    return len(running)
+
+
+def source() -> str:
+    """Return what TRITON says: "embedded", or the address of a server elsewhere."""
+    value = os.environ.get("TRITON", "").strip() or "embedded"
+    if value == "docker":
+        raise StartError(
+            "TRITON=docker is not there yet: unset TRITON to use the embedded server."
+        )
+    return value
+
+
+def attach(address: str) -> Triton:
+    """Return a server that runs elsewhere, given as `http://HOST:PORT` or its ports.
+
+    With one port, gRPC and metrics are taken to be on the next two, as by default.
+    """
+    match = re.fullmatch(r"(?:http://)?([^/:]+|\[.+\]):([\d,]+)/?", address)
+    ports = match[2].split(",") if match else []
+    if len(ports) == 1 and ports[0]:
+        ports = [str(int(ports[0]) + i) for i in range(3)]
+    if len(ports) != 3 or not all(ports):
+        raise StartError(
+            f"TRITON={address} is not understood: use embedded, http://HOST:PORT or"
+            " HOST:HTTP,GRPC,METRICS."
+        )
+    triton = Triton(*(f"{match[1]}:{port}" for port in ports))
+    try:
+        with urllib.request.urlopen(f"http://{triton.http}/v2", timeout=5) as answer:
+            found = json.load(answer)
+            print(f"{found['name']} {found['version']} at HTTP {triton.http}")
+            return triton
+    except (urllib.error.HTTPError, ValueError, KeyError, TypeError):
+        raise StartError(
+            f"What answers at http://{triton.http} is not Triton's HTTP endpoint: check"
+            " the port in TRITON."
+        ) from None
+    except OSError as error:
+        raise StartError(
+            f"No Triton answers at http://{triton.http} ({error}): check that it runs"
+            " and that TRITON names its HTTP port."
+        ) from None
+
+
+def texts(value: Flag) -> list[str]:
+    """Return a flag's value as tritonserver reads it, a text for each time it is."""
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [text for item in value for text in texts(item)]
+    return [str(value)]
+
+
+def end_earlier(flags: embedded.Flags) -> None:
+    """End the server of an earlier run of the same cell, and nobody else's."""
+    me = embedded.identity(os.getpid())
+    for server in embedded.records():
+        mine = tuple(server.owner) == me or not embedded.lives(server.owner)
+        if mine and not server.shared and server.flags == flags:
+            embedded.end(server)
+
+
+def typed(arguments: Sequence[str], separator: str = " ") -> str:
+    """Return a command line of tritonserver, with paths as seen from this folder."""
+    here = f"{Path.cwd()}/"
+    course = f"{bootstrap.ROOT}/"
+    upwards = os.path.relpath(course) + "/"
+    shown = [a.replace(here, "").replace(course, upwards) for a in arguments]
+    return separator.join(["tritonserver", *map(shlex.quote, shown)])
+
+
+def announce(server: embedded.Server) -> Triton:
+    """Print the command that this stands for and the addresses; return the server."""
+    triton = Triton(
+        *(f"{embedded.HOST}:{server.ports[p]}" for p in embedded.PROTOCOLS), server
+    )
+    print(f"$ {typed(embedded.as_arguments(server.flags))}")
+    print(f"HTTP {triton.http}, gRPC {triton.grpc}, metrics {triton.metrics}")
+    return triton
+
+
+# --- From a shell ------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> embedded.Flags:
+    """Return tritonserver's flags, given as --flag=value, --flag value or --flag."""
+    flags: embedded.Flags = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise StartError(f"'{word}' is not a flag: flags look like --name=value.")
+        if (
+            not equals
+            and name not in SWITCHES
+            and rest
+            and not rest[0].startswith("--")
+        ):
+            value = rest.pop(0)
+        flags.setdefault(name, []).append(value)
+    return flags
+
+
+def run(flags: embedded.Flags) -> int:
+    """Run a server in the foreground, its log on stderr, until it or we are ended."""
+    repositories = [str(Path(path).resolve()) for path in flags.pop("model-repository")]
+    server = None
+    try:
+        server = embedded.launch(repositories, flags, shared=True)
+        announce(server)
+        sys.stdout.flush()
+        with (server.folder / "log").open() as log:
+            while server.alive():
+                sys.stderr.write(log.read())
+                time.sleep(0.1)
+            sys.stderr.write(log.read())
+        embedded.end(server)
+        return 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if server:
+            embedded.end(server)
+        return 0
+
+
+def interrupt(*_: object) -> None:
+    """Treat SIGTERM as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a server, end all servers, list them, or show tritonserver's own help."""
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        if arguments == ["stop"]:
+            print(f"{stop_all()} ended")
+        elif arguments == ["list"]:
+            for server in filter(embedded.Server.alive, embedded.records()):
+                announce(server)
+        elif any(a.startswith("--model-repository") for a in arguments):
+            return run(parse(arguments))
+        elif "--help" in arguments:
+            return embedded.show_help()
+        else:
+            print(
+                "Say `python -m helpers.server --model-repository=PATH [--flag=value]`,"
+                " `… --help`, `… list` or `… stop`.",
+                file=sys.stderr,
+            )
+            return 2
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

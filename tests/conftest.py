@@ -1,0 +1,121 @@
+"""Tests run against live servers of their own, and leave none behind.
+
+They keep their records in a temporary folder, so that a server that the reader has
+running is neither used nor ended.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as httpclient
+
+from helpers import embedded, server
+
+
+def pytest_configure() -> None:
+    os.environ.pop("TRITON", None)
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir="/tmp")
+    tempfile.tempdir = None
+
+
+def pytest_unconfigure() -> None:
+    server.stop_all()
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one small Python model, which returns what it is sent."""
+    return write_echo(tmp_path_factory.mktemp("repository"))
+
+
+def write_echo(repository: Path, name: str = "echo") -> Path:
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(
+        """
+import triton_python_backend_utils as pb_utils
+
+
+def answer(request):
+    array = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", array)])
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [answer(request) for request in requests]
+"""
+    )
+    (repository / name / "config.pbtxt").write_text(
+        """
+backend: "python"
+input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] } ]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+    )
+    return repository
+
+
+QUICK = {"disable_auto_complete_config": True}
+
+
+def echo(triton: server.Triton) -> list[float]:
+    """Send three numbers through the model and return what comes back."""
+    sent = httpclient.InferInput("IN", [3], "FP32")
+    sent.set_data_from_numpy(np.arange(3, dtype=np.float32))
+    with httpclient.InferenceServerClient(triton.http) as client:
+        return client.infer("echo", [sent]).as_numpy("OUT").tolist()
+
+
+def python(code: str, *arguments: object, **options: object) -> subprocess.Popen:
+    """Run code in another process, as another kernel would."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def process_of(triton: server.Triton) -> psutil.Process:
+    return psutil.Process(triton._process.process[0])
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture
+def no_server() -> Iterator[None]:
+    """Nothing runs before the test, and nothing is left after it."""
+    server.stop_all()
+    before = traces()
+    yield
+    server.stop_all()
+    assert traces() == before
+
+
+def traces() -> set[str]:
+    """Return all that the servers of this test process could leave on the machine."""
+    ours = embedded.new_name()[:-8]
+    found = {str(path) for path in embedded.SHM.glob(f"{ours}*")}
+    found |= {str(path) for path in embedded.state().glob("*")}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(embedded.TOKEN, "").startswith(ours):
+                found.add(f"process {process.pid}")
+    # Nothing tells whose these are, but without a second worker they are ours.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        found |= {str(path) for path in embedded.TEMPORARY.glob("python_env_*")}
+    return found | {str(path) for path in embedded.state().parent.glob("triton-*")}

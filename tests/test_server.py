@@ -1,0 +1,299 @@
+"""`helpers.server` against live servers: what it promises, and what it refuses."""
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
+from conftest import QUICK, echo, process_of, write_echo
+
+from helpers import bootstrap, embedded, server
+
+# --- What it promises --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def triton(echo_repository):
+    with server.start(echo_repository, **QUICK) as triton:
+        yield triton
+
+
+def test_a_started_server_answers_on_all_three_ports(triton):
+    assert echo(triton) == [0, 1, 2]
+    with grpcclient.InferenceServerClient(triton.grpc) as client:
+        assert client.is_server_ready()
+    with urllib.request.urlopen(f"http://{triton.metrics}/metrics") as page:
+        assert b"nv_inference_request_success" in page.read()
+
+
+def test_it_listens_on_the_loopback_address_alone(triton):
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for connection in process_of(triton).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 3
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_the_command_is_what_runs(triton):
+    running = process_of(triton).cmdline()[1:]
+    program, *typed = triton.command.replace(" \\\n  ", " ").split(" ")
+    assert program == "tritonserver"
+    assert [Path(word).name for word in typed] == [Path(word).name for word in running]
+
+
+def test_the_log_is_read_from_its_end(triton):
+    assert "Started Metrics Service" in triton.log()
+    assert len(triton.log(3).splitlines()) == 3
+
+
+def test_a_record_is_never_half_written(triton):
+    record = json.loads((triton._process.folder / "server.json").read_text())
+    assert record["process"][0] == process_of(triton).pid
+    assert not list(triton._process.folder.glob("*.part"))
+
+
+def test_it_takes_three_other_ports_and_says_so_where_one_is_taken(
+    echo_repository, capsys
+):
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["grpc"]))
+        squatter.listen()
+        with server.start(echo_repository, **QUICK) as triton:
+            assert echo(triton) == [0, 1, 2]
+            assert triton.http in capsys.readouterr().out
+            assert squatter.getsockname()[1] != int(triton.grpc.split(":")[1])
+
+
+def test_any_flag_is_passed_by_its_own_name(echo_repository):
+    flags = {
+        "model_control_mode": "explicit",
+        "log_verbose": 1,
+        "strict_readiness": False,
+        "metrics_config": ["summary_latencies=true", "counter_latencies=false"],
+    }
+    with server.start(echo_repository, **flags) as triton:
+        for flag in (
+            "--model-control-mode=explicit",
+            "--log-verbose=1",
+            "--strict-readiness=false",
+            "--metrics-config=summary_latencies=true",
+            "--metrics-config=counter_latencies=false",
+        ):
+            assert flag in triton.command.split(" \\\n  ")
+        with httpclient.InferenceServerClient(triton.http) as client:
+            assert client.get_log_settings()["log_verbose_level"] == 1
+            assert client.get_model_repository_index() == [{"name": "echo"}]
+
+
+def test_several_repositories_can_be_served_at_once(tmp_path, echo_repository):
+    second = write_echo(tmp_path / "second", "echo2")
+    with server.start([echo_repository, second], **QUICK) as triton:
+        client = httpclient.InferenceServerClient(triton.http)
+        assert client.is_model_ready("echo")
+        assert client.is_model_ready("echo2")
+        client.close()
+
+
+def test_after_a_stop_the_log_stays_and_a_second_stop_is_fine(echo_repository):
+    triton = server.start(echo_repository, **QUICK)
+    triton.stop()
+    triton.stop()
+    assert "Started Metrics Service" in triton.log()
+    assert not psutil.pid_exists(triton._process.process[0])
+
+
+# --- From a shell ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model-repository=/nowhere"], "There is no model repository at '/nowhere'"),
+        (["--model-repository=.", "loud"], "'loud' is not a flag"),
+        ([], "Say `python -m helpers.server --model-repository=PATH"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(arguments, sentence):
+    command = [sys.executable, "-m", "helpers.server", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode != 0
+    assert answer.stderr.startswith(sentence)
+    assert "Traceback" not in answer.stderr
+
+
+def test_the_command_shows_tritonservers_own_help():
+    command = [sys.executable, "-m", "helpers.server", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert "--model-control-mode" in answer.stdout + answer.stderr
+
+
+# --- What it refuses ---------------------------------------------------------------
+
+
+def refusal(*arguments: object, **flags: object) -> str:
+    with pytest.raises(server.StartError) as caught:
+        server.start(*arguments, **flags)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert caught.value._render_traceback_() == [
+        f"{type(caught.value).__name__}: {sentence}"
+    ]
+    return sentence
+
+
+def test_a_missing_repository_is_refused(tmp_path):
+    sentence = refusal(tmp_path / "nowhere")
+    assert sentence.startswith(f"There is no model repository at '{tmp_path}/nowhere'")
+
+
+def test_an_empty_repository_is_refused(tmp_path):
+    assert "is empty: put a model's folder into it" in refusal(tmp_path)
+
+
+def test_a_path_with_a_space_is_refused(tmp_path):
+    repository = write_echo(tmp_path / "my models")
+    assert f"the space in '{repository}'" in refusal(repository)
+
+
+def test_a_model_that_fails_to_load_is_refused_in_its_own_words(tmp_path):
+    repository = write_echo(tmp_path)
+    (repository / "echo" / "1" / "model.py").write_text("import nothing_here")
+    sentence = refusal(repository)
+    assert "failed to load 'echo' version 1" in sentence
+    assert "No module named 'nothing_here'" in sentence
+    assert "exit_on_error=False" in sentence
+
+
+def test_a_model_without_a_version_is_refused(tmp_path):
+    repository = write_echo(tmp_path)
+    (repository / "echo" / "1").rename(repository / "echo" / "first")
+    assert "at least one version must be available" in refusal(repository)
+
+
+def test_a_config_with_a_mistake_is_refused_with_its_line(tmp_path):
+    repository = write_echo(tmp_path)
+    (repository / "echo" / "config.pbtxt").write_text("max_batch_size: many")
+    assert "line 1:17: Expected integer, got: many" in refusal(repository)
+
+
+def test_a_port_asked_for_by_name_that_is_taken_is_refused(echo_repository):
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        port = squatter.getsockname()[1]
+        sentence = refusal(echo_repository, grpc_port=port)
+    assert sentence.startswith(f"The port {port} that you ask for with --grpc-port")
+
+
+def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
+    echo_repository, monkeypatch
+):
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["http"]))
+        squatter.listen()
+        blind = iter([True, True, True])
+        seeing = embedded.is_free
+        monkeypatch.setattr(
+            embedded, "is_free", lambda p: next(blind, None) or seeing(p)
+        )
+        with server.start(echo_repository, **QUICK) as triton:
+            assert echo(triton) == [0, 1, 2]
+
+
+def test_an_unknown_flag_is_refused(echo_repository):
+    assert refusal(echo_repository, no_such_flag=1).startswith(
+        "Triton has no flag --no-such-flag"
+    )
+
+
+def test_a_bad_value_of_a_flag_is_refused(echo_repository):
+    sentence = refusal(echo_repository, model_control_mode="sometimes")
+    assert "invalid argument for --model-control-mode" in sentence
+
+
+def test_a_missing_libpython_is_refused_not_waited_for(
+    echo_repository, monkeypatch, tmp_path
+):
+    # A library with the right name and nothing in it stands before the real one.
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    (tmp_path / name).touch()
+    monkeypatch.setattr(embedded.sysconfig, "get_config_var", lambda _: str(tmp_path))
+    sentence = refusal(echo_repository)
+    assert sentence.startswith("Triton's Python backend can't start because")
+    assert "apt install libpython3." in sentence
+
+
+@pytest.mark.parametrize(
+    ("machine", "sentence"),
+    [
+        (("Darwin", "arm64", ("", "")), "not for Darwin on arm64"),
+        (("Windows", "AMD64", ("", "")), "not for Windows on AMD64"),
+        (("Linux", "riscv64", ("glibc", "2.40")), "not for Linux on riscv64"),
+        (("Linux", "x86_64", ("glibc", "2.31")), "this system has glibc 2.31"),
+        (("Linux", "x86_64", ("", "")), "this system has none"),
+    ],
+)
+def test_an_unsupported_platform_is_told_what_to_use_instead(machine, sentence):
+    problem = bootstrap.platform_problem(*machine)
+    assert sentence in problem
+    assert "Docker, Binder or a Linux machine" in problem
+
+
+def test_a_supported_platform_is_not_refused():
+    assert bootstrap.platform_problem("Linux", "aarch64", ("glibc", "2.35")) is None
+
+
+def connect_refusal() -> str:
+    with pytest.raises(server.StartError) as caught:
+        server.connect()
+    return str(caught.value)
+
+
+def test_a_silent_address_is_refused(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("TRITON", address)
+        assert connect_refusal().startswith(f"No Triton answers at {address}")
+
+
+def test_an_address_that_is_no_triton_is_refused(monkeypatch, echo_repository):
+    with server.start(echo_repository, **QUICK) as triton:
+        monkeypatch.setenv("TRITON", f"http://{triton.metrics}")
+        assert "is not Triton's HTTP endpoint" in connect_refusal()
+
+
+@pytest.mark.parametrize("value", ["localhost", "http://host:port", "h:1,2", "h:,,"])
+def test_an_address_that_makes_no_sense_is_refused(monkeypatch, value):
+    monkeypatch.setenv("TRITON", value)
+    assert connect_refusal().startswith(f"TRITON={value} is not understood")
+
+
+def test_docker_is_refused_until_it_is_there(monkeypatch):
+    monkeypatch.setenv("TRITON", "docker")
+    assert connect_refusal().startswith("TRITON=docker is not there yet")
+
+
+# --- A server that somebody else runs ----------------------------------------------
+
+
+def test_connect_attaches_to_the_server_that_triton_names(monkeypatch, echo_repository):
+    with server.start(echo_repository, **QUICK) as theirs:
+        ports = [a.split(":")[1] for a in (theirs.http, theirs.grpc, theirs.metrics)]
+        monkeypatch.setenv("TRITON", f"127.0.0.1:{','.join(ports)}")
+        found = server.connect()
+        assert (found.http, found.grpc) == (theirs.http, theirs.grpc)
+        found.stop()
+        assert echo(found) == [0, 1, 2]  # what we did not start, we do not end
+        assert "somebody else" in refusal(echo_repository)
+        monkeypatch.delenv("TRITON")

@@ -1,0 +1,229 @@
+"""The life of a server: shared, found, replaced, ended, and what is left of it."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.http as httpclient
+from conftest import QUICK, echo, process_of, python, traces, wait_for
+
+from helpers import embedded, server
+
+pytestmark = pytest.mark.usefixtures("no_server")
+CONNECT = "from helpers import server; print(server.connect()._process.process[0])"
+
+
+@pytest.mark.alone
+def test_it_takes_8000_8001_8002_where_they_are_free(echo_repository):
+    if not all(embedded.is_free(port) for port in (8000, 8001, 8002)):
+        pytest.skip("another program uses the ports 8000 to 8002")
+    with server.start(echo_repository, **QUICK) as triton:
+        addresses = (triton.http, triton.grpc, triton.metrics)
+        assert addresses == tuple(f"127.0.0.1:{port}" for port in (8000, 8001, 8002))
+
+
+def test_running_the_cell_again_replaces_the_server(echo_repository):
+    first = server.start(echo_repository, **QUICK)
+    again = server.start(echo_repository, **QUICK)
+    assert not embedded.lives(first._process.process)
+    assert echo(again) == [0, 1, 2]
+
+
+def test_a_start_after_a_kernel_restart_replaces_the_server(echo_repository):
+    code = """
+import sys
+from helpers import server
+server.start(sys.argv[1], disable_auto_complete_config=True)
+"""
+    kernel = python(code, echo_repository)
+    assert kernel.wait(60) == 0
+    (left,) = embedded.records()
+    assert left.alive()
+    with server.start(echo_repository, **QUICK) as triton:
+        assert not left.alive()
+        assert echo(triton) == [0, 1, 2]
+
+
+def test_a_start_leaves_the_servers_of_live_kernels_alone(echo_repository):
+    code = """
+import sys
+from helpers import server
+server.start(sys.argv[1], disable_auto_complete_config=True)
+sys.stdout.flush()
+sys.stdin.read()
+"""
+    kernel = python(code, echo_repository, stdin=subprocess.PIPE)
+    kernel.stdout.readline()
+    kernel.stdout.readline()
+    (other,) = embedded.records()
+    with server.start(echo_repository, **QUICK) as mine:
+        assert other.alive()
+        assert echo(mine) == [0, 1, 2]
+    kernel.communicate("")
+
+
+def test_kernels_that_connect_at_once_share_one_server():
+    kernels = [python(CONNECT) for _ in range(4)]
+    found = {kernel.communicate()[0].split()[-1] for kernel in kernels}
+    assert len(found) == 1
+    assert len(embedded.records()) == 1
+
+
+def test_a_server_outlives_its_kernel_and_is_found_and_stopped_from_another():
+    first = python(CONNECT).communicate()[0].split()[-1]
+    found = server.connect()
+    assert found._process.process[0] == int(first)
+    stopped = subprocess.run(
+        [sys.executable, "-m", "helpers.server", "stop"], capture_output=True, text=True
+    )
+    assert stopped.stdout == "1 ended\n"
+    assert not psutil.pid_exists(int(first))
+
+
+@pytest.mark.alone
+def test_connect_finds_a_server_that_was_killed_gone_and_starts_another():
+    killed = server.connect()
+    process_of(killed).kill()
+    triton = server.connect()
+    with httpclient.InferenceServerClient(triton.http) as client:
+        assert client.is_model_ready("simple")
+
+
+def test_the_tutorials_server_needs_less_than_300_mb():
+    triton = server.connect()
+    processes = embedded.processes_of(triton._process)
+    assert len(processes) >= 3  # the server and a stub for each model
+    assert sum(process.memory_full_info().pss for process in processes) < 300e6
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
+    echo_repository, sent
+):
+    command = [sys.executable, "-m", "helpers.server", "--disable-auto-complete-config"]
+    shell = subprocess.Popen(
+        [*command, "--model-repository", str(echo_repository), "--log-verbose=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    typed, addresses = shell.stdout.readline(), shell.stdout.readline()
+    assert typed.startswith("$ tritonserver --")
+    assert addresses.count("127.0.0.1:") == 3
+    shell.send_signal(sent)
+    assert shell.wait(6) == 0  # the issue's own bound
+
+
+@pytest.mark.alone
+def test_the_foreground_command_ends_with_1_when_its_server_is_killed(echo_repository):
+    shell = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "helpers.server",
+            f"--model-repository={echo_repository}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    shell.stdout.readline()
+    (record,) = embedded.records()
+    os.kill(record.process[0], signal.SIGKILL)
+    assert shell.wait(10) == 1
+
+
+def test_an_interrupted_start_leaves_nothing(echo_repository, monkeypatch):
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "wait_until_listening", interrupt)
+    before = traces()
+    with pytest.raises(KeyboardInterrupt):
+        server.start(echo_repository, **QUICK)
+    assert traces() == before
+
+
+# --- Nothing is left --------------------------------------------------------------
+
+
+@pytest.mark.alone
+def test_thirty_servers_ten_of_them_killed_leave_nothing(echo_repository, tmp_path):
+    before = traces()
+
+    def live_and_die(number: int) -> list[float]:
+        triton = server.start(echo_repository, id=f"number-{number}", **QUICK)
+        answer = echo(triton)
+        if number % 3 == 0:
+            process_of(triton).kill()
+        triton.stop()
+        return answer
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(live_and_die, range(30)))
+    assert answers == [[0, 1, 2]] * 30
+    assert traces() == before
+
+
+@pytest.mark.alone
+def test_a_killed_server_is_swept_by_the_next_start(echo_repository):
+    before = traces()
+    killed = server.start(echo_repository, **QUICK)
+    process_of(killed).kill()
+    assert wait_for(lambda: not killed._process.alive())
+    assert traces() != before
+    server.start(echo_repository, id="the next one", **QUICK).stop()
+    assert traces() == before
+
+
+@pytest.mark.alone
+def test_a_killed_stub_and_kernel_leave_nothing_after_the_stop(echo_repository):
+    before = traces()
+    code = """
+import os, sys
+from helpers import server
+server.start(sys.argv[1], disable_auto_complete_config=True)
+os.kill(os.getpid(), 9)
+"""
+    assert python(code, echo_repository).wait(60) == -signal.SIGKILL
+    (record,) = embedded.records()
+    for process in embedded.processes_of(record):
+        if process.pid != record.process[0]:
+            process.kill()
+    server.stop_all()
+    assert traces() == before
+
+
+@pytest.mark.alone
+def test_a_kernel_killed_while_it_starts_leaves_nothing_for_long(echo_repository):
+    before = traces()
+    code = "import sys; from helpers import server; server.start(sys.argv[1])"
+    kernel = python(code, echo_repository)
+    assert wait_for(lambda: embedded.records() != [])
+    kernel.kill()
+    kernel.wait()
+    server.stop_all()
+    assert traces() == before
+
+
+@pytest.mark.alone
+def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
+    theirs = [
+        embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",
+        Path(tempfile.mkdtemp(prefix="python_env_", dir=embedded.TEMPORARY)),
+    ]
+    theirs[0].touch()
+    try:
+        killed = server.start(echo_repository, **QUICK)
+        process_of(killed).kill()
+        killed.stop()
+        assert all(path.exists() for path in theirs)
+    finally:
+        theirs[0].unlink()
+        theirs[1].rmdir()
