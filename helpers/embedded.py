@@ -435,8 +435,11 @@ def failure(log: str) -> StartError:
     if flag := re.search(r'Bad option: "(.+)"\.\n(.+)', log):
         return StartError(f"Triton did not start: {flag[2]} ({flag[1]}).")
     syntax = re.findall(r"Error parsing text-format \S+: (.+)", log)
-    errors = [message.splitlines()[0] for message in messages(log, "E") if message]
-    model = [error for error in errors if "model" in error or "load" in error]
+    model = [
+        message.splitlines()[0]
+        for message in messages(log, "E")
+        if re.match("failed to (load|poll)|Poll failed", message)
+    ]
     if model:
         reason = "; ".join([*model, *(f"line {text}" for text in syntax)]).rstrip(".")
         return StartError(

@@ -24,12 +24,20 @@ from helpers import embedded, server
 
 def pytest_configure() -> None:
     os.environ.pop("TRITON", None)
-    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir="/tmp")
+    # A worker's folder is within that of the process that runs the workers.
+    parent = os.environ["TMPDIR"] if "PYTEST_XDIST_WORKER" in os.environ else "/tmp"
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=parent)
     tempfile.tempdir = None
 
 
 def pytest_unconfigure() -> None:
     server.stop_all()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    # While workers run, what a killed server left in /tmp could be another worker's.
+    for records in Path(os.environ["TMPDIR"]).glob("tests-*/triton-notebooks-*"):
+        tempfile.tempdir = str(records.parent)
+        server.stop_all()
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 

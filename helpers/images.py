@@ -1,0 +1,41 @@
+"""Photographs as the tensors that image classifiers want; lesson 03 writes it out."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from helpers.repository import DATA
+
+PHOTOS = DATA / "photos"
+
+
+def read_photo(
+    photo: str | Path | BinaryIO, size: tuple[int, int] = (224, 224)
+) -> np.ndarray:
+    """Return a photograph as FP32 [3, height, width], RGB, scaled to [-1, 1].
+
+    Bilinear resize, then x / 127.5 - 1: what Triton's image_client calls INCEPTION.
+    Unlike image_client, it first turns a photograph upright where the camera noted that
+    it was held sideways. `size` is (width, height). Raises OSError, with one sentence,
+    for what is no picture.
+    """
+    try:
+        with Image.open(photo) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError:
+        cure = "save it as JPEG or PNG"
+        raise OSError(
+            f"{name_of(photo)} is no picture that can be read: {cure}."
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{name_of(photo)} cannot be read: {reason}") from None
+    pixels = np.asarray(upright.resize(size, Image.BILINEAR), np.float32)
+    return (pixels / 127.5 - 1).transpose(2, 0, 1)
+
+
+def name_of(photo: str | Path | BinaryIO) -> str:
+    """Return what a message calls a photograph: its path, or "the file"."""
+    return f"'{photo}'" if isinstance(photo, str | Path) else "The file"

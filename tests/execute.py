@@ -1,0 +1,63 @@
+"""Run lessons anew and write their outputs: all, or those named on the command line.
+
+Each gets its links to its neighbours, outputs and counts from a fresh kernel, and
+metadata that does not depend on the machine. A lesson that fails stays as it was.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import course
+import nbformat
+from nbclient import NotebookClient
+
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {"name": "python"},
+}
+
+
+def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join neighbouring pieces of one stream, which arrive as the kernel flushes."""
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            last["text"] += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def execute(lesson: Path) -> None:
+    """Run one lesson and write it back."""
+    notebook = course.read(lesson)
+    notebook.cells[-1].source = course.navigation(lesson)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.execute(cwd=str(lesson.parent))
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"{lesson.name[:2]}-{number:02}"
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
+    part = lesson.with_suffix(".part")
+    nbformat.write(notebook, part)
+    part.replace(lesson)
+
+
+def main() -> None:
+    """Run the lessons named on the command line, or all."""
+    os.environ.pop("TRITON", None)
+    for lesson in map(Path, sys.argv[1:] or course.LESSONS):
+        print(f"Running {lesson.name} ...", flush=True)
+        execute(lesson.resolve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,895 @@
+"""The onnxruntime backend of the embedded server does what the container's does.
+
+Two servers do the whole file, for a load takes time: all models of the one have
+complete configurations, most of those of the other leave something out.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_models as models
+import pytest
+import tritonclient.http as http
+from tritonclient.utils import InferenceServerException
+
+MODEL = Path(__file__).parents[1] / "helpers/backends/onnxruntime/model.py"
+ONE = "instance_group [ { kind: KIND_CPU count: 1 } ]"
+
+
+def tensors(kind: str, *entries: str) -> str:
+    """Write a list of inputs or outputs; an entry is 'NAME TYPE [dims] more'."""
+    lines = []
+    for entry in entries:
+        name, data_type, rest = entry.split(" ", 2)
+        lines.append(f'{{ name: "{name}" data_type: TYPE_{data_type} dims: {rest} }}')
+    return f"{kind} [ {', '.join(lines)} ]\n"
+
+
+def config(
+    inputs: list[str], outputs: list[str], more: str = "", batch: int = 8
+) -> str:
+    start = f'platform: "onnxruntime_onnx"\nmax_batch_size: {batch}\n'
+    ins, outs = tensors("input", *inputs), tensors("output", *outputs)
+    return start + ins + outs + (more if "instance_group" in more else f"{ONE} {more}")
+
+
+def xy(more: str = "", batch: int = 8, x: str = "FP32 [3]", y: str = "FP32 [3]") -> str:
+    return config([f"X {x}"], [f"Y {y}"], more, batch)
+
+
+def parameter(name: str, value: str) -> str:
+    return f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}'
+
+
+def accelerator(kind: str, name: str) -> str:
+    inner = f'{kind}_execution_accelerator: [ {{ name: "{name}" }} ]'
+    return f"optimization {{ execution_accelerators {{ {inner} }} }}"
+
+
+def control(name: str, kind: str, type_: str = "int32_false_true: [ 0, 1 ]") -> str:
+    inner = f"control [ {{ kind: CONTROL_SEQUENCE_{kind} {type_} }} ]"
+    return f'control_input [ {{ name: "{name}" {inner} }} ]'
+
+
+STATE = """state [ { input_name: "STATE" output_name: "NEXT" data_type: TYPE_FP32
+dims: [1] initial_state { name: "zero" data_type: TYPE_FP32 dims: [1] zero_data: true }
+} ]"""
+SUM = (["X FP32 [1]"], ["SUM FP32 [1]"])
+TYPES = [f"{name} [-1]" for name in models.TYPES]
+SESSION = " ".join(
+    parameter(name, value)
+    for name, value in {
+        "intra_op_thread_count": "2",
+        "inter_op_thread_count": "1",
+        "execution_mode": "1",
+        "enable_mem_arena": "true",
+        "enable_mem_pattern": "0",
+        "memory.enable_memory_arena_shrinkage": "cpu:0",
+        "session.set_denormal_as_zero": "1",
+        "session.use_device_allocator_for_initializers": "1",
+        "execute_delay_ms": "3",
+    }.items()
+)
+QUEUE = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
+
+# Name: the model's file, its config.pbtxt.
+GOOD: dict[str, tuple[bytes | None, str]] = {
+    "batched": (models.add(), xy()),
+    "by_backend": (
+        models.add(),
+        xy().replace("platform", "backend", 1).replace("_onnx", ""),
+    ),
+    "unbatched": (
+        models.add(shape=(2, 3)),
+        xy(batch=0, x="FP32 [2,3]", y="FP32 [2,3]"),
+    ),
+    "scalar": (models.add(shape=()), xy(batch=0, x="FP32 [1]", y="FP32 [1]")),
+    "batch_of_scalars": (
+        models.add(shape=("n",)),
+        xy(x="FP32 [1] reshape { shape: [] }", y="FP32 [1] reshape { shape: [] }"),
+    ),
+    "reshaped": (
+        models.reshape([0, 4], ("n", 2, 2), ("n", 4)),
+        xy(
+            x="FP32 [4] reshape { shape: [2,2] }", y="FP32 [2,2] reshape { shape: [4] }"
+        ),
+    ),
+    "densenet_like": (
+        models.reshape([1, 6, 1, 1], (1, 2, 3), (1, 6, 1, 1)),
+        xy(
+            batch=0,
+            x="FP32 [2,3] reshape { shape: [1,2,3] }",
+            y="FP32 [6] reshape { shape: [1,6,1,1] } label_filename: 'labels.txt'",
+        ),
+    ),
+    "variable": (models.add(shape=("n", "m")), xy(x="FP32 [-1]", y="FP32 [-1]")),
+    "loses_rows": (models.reshape([-1, 6], ("n", 3), ("m", 6)), xy(y="FP32 [6]")),
+    "every_type": (
+        models.every_type(),
+        config(
+            [f"X_{n} {t}" for n, t in zip(models.TYPES, TYPES, strict=True)],
+            [f"Y_{n} {t}" for n, t in zip(models.TYPES, TYPES, strict=True)],
+        ),
+    ),
+    "renamed": (None, xy('default_model_filename: "add.onnx"')),
+    "versions": (models.add(amount=1), xy("version_policy: { all {} }")),
+    "lookup": (
+        models.lookup(),
+        config(["X INT64 [1]"], ["SQUARE INT64 [1]", "SAME INT64 [1]"], QUEUE),
+    ),
+    "ragged": (
+        models.add(shape=("n", "m")),
+        xy(QUEUE, x="FP32 [-1] allow_ragged_batch: true", y="FP32 [-1]"),
+    ),
+    "texts": (
+        models.identity("STRING", ("n", 1)),
+        xy(QUEUE, x="STRING [1]", y="STRING [1]"),
+    ),
+    "session": (models.add(), xy(SESSION + " optimization { graph { level: -1 } }")),
+    "two": (models.add(), xy("instance_group [ { kind: KIND_CPU count: 2 } ]")),
+    "kind_auto": (models.add(), xy("instance_group [ { count: 1 } ]")),
+    "warm": (
+        models.add(),
+        xy("""model_warmup [ { name: "zeros" batch_size: 8 inputs { key: "X" value: {
+            data_type: TYPE_FP32 dims: [3] zero_data: true } } } ]"""),
+    ),
+    "controls": (
+        models.sequence(
+            ("START", "INT32", ("n", 1)),
+            ("END", "FLOAT", ("n", 1)),
+            ("READY", "BOOL", ("n", 1)),
+            ("CORRID", "UINT64", ("n", 1)),
+        ),
+        config(
+            ["INPUT INT32 [1]"],
+            [
+                "START_SEEN INT32 [1]",
+                "END_SEEN FP32 [1]",
+                "READY_SEEN BOOL [1]",
+                "CORRID_SEEN UINT64 [1]",
+            ],
+            "sequence_batching { oldest { } "
+            + control("START", "START")
+            + control("END", "END", "fp32_false_true: [ 0, 1 ]")
+            + control("READY", "READY", "bool_false_true: [ false, true ]")
+            + control("CORRID", "CORRID", "data_type: TYPE_UINT64")
+            + "}",
+        ),
+    ),
+    "sum_direct": (
+        models.running_sum(),
+        config(*SUM, f"sequence_batching {{ direct {{ }} {STATE} }}"),
+    ),
+    "sum_oldest": (
+        models.running_sum(),
+        config(*SUM, f"sequence_batching {{ oldest {{ }} {STATE} }}"),
+    ),
+}
+CONTROL = f"sequence_batching {{ {control('START', 'START')} }}"
+SEEN = (["INPUT INT32 [1]"], ["INPUT_SEEN INT32 [1]"])
+CONFIG = "the model configuration specifies"
+BATCH = "the first for the batch"
+HERE = "cannot be honoured on a CPU instance with '"
+
+# Name: the model's file, its config.pbtxt, what the server's reason has to say.
+BAD: dict[str, tuple[bytes | None, str, str]] = {
+    "wrong_input_dims": (
+        models.identity(),
+        xy(x="FP32 [4]"),
+        f"tensor 'X': the model expects 2 dimensions (shape [-1, 3]) but {CONFIG} "
+        f"2 dimensions (shape [-1, 4], {BATCH})",
+    ),
+    "wrong_output_dims": (
+        models.identity(),
+        xy(y="FP32 [3,1]"),
+        f"tensor 'Y': the model expects 2 dimensions (shape [-1, 3]) but {CONFIG} "
+        f"3 dimensions (shape [-1, 3, 1], {BATCH})",
+    ),
+    "wrong_unbatched_dims": (
+        models.identity(shape=(2, 3)),
+        xy(batch=0),
+        f"tensor 'X': the model expects 2 dimensions (shape [2, 3]) but {CONFIG} "
+        "1 dimensions (shape [3])",
+    ),
+    "wrong_reshape": (
+        models.identity(),
+        xy(x="FP32 [6] reshape { shape: [2,3] }"),
+        f"tensor 'X': the model expects 2 dimensions (shape [-1, 3]) but {CONFIG} "
+        f"3 dimensions (shape [-1, 2, 3], {BATCH})",
+    ),
+    "not_a_scalar": (
+        models.identity(shape=()),
+        xy(batch=0, x="FP32 [2]", y="FP32 [1]"),
+        f"tensor 'X': the model expects 0 dimensions (shape []) but {CONFIG} "
+        "1 dimensions (shape [2])",
+    ),
+    "promised_output": (
+        models.identity(shape=("n", "m")),
+        xy(),
+        f"tensor 'Y': the model expects 2 dimensions (shape [-1, -1]) but {CONFIG} "
+        f"2 dimensions (shape [-1, 3], {BATCH})",
+    ),
+    "wrong_input_type": (
+        models.identity(),
+        xy(x="INT32 [3]"),
+        f"tensor 'X': the model expects data type TYPE_FP32 but {CONFIG} TYPE_INT32",
+    ),
+    "wrong_output_type": (
+        models.identity("STRING"),
+        xy(x="STRING [3]"),
+        f"tensor 'Y': the model expects data type TYPE_STRING but {CONFIG} TYPE_FP32",
+    ),
+    "bfloat16": (
+        models.identity("BFLOAT16"),
+        xy(x="BF16 [3]", y="BF16 [3]"),
+        "tensor 'X': the model expects data type tensor(bfloat16) but "
+        f"{CONFIG} TYPE_BF16",
+    ),
+    "wrong_input_name": (
+        models.identity(),
+        config(["Z FP32 [3]"], ["Y FP32 [3]"]),
+        f"tensor 'Z': {CONFIG} this input but the model has 'X'",
+    ),
+    "wrong_output_name": (
+        models.identity(),
+        config(["X FP32 [3]"], ["Z FP32 [3]"]),
+        f"tensor 'Z': {CONFIG} this output but the model has 'Y'",
+    ),
+    "missing_input": (
+        models.sequence(("START", "INT32", ("n", 1))),
+        config(*SEEN),
+        f"tensor 'START': the model needs it but {CONFIG} only 'INPUT'",
+    ),
+    "missing_control": (
+        models.sequence(),
+        config(*SEEN, CONTROL),
+        f"tensor 'START': {CONFIG} this input but the model has 'INPUT'",
+    ),
+    "wrong_control": (
+        models.sequence(("START", "FLOAT", ("n", 1))),
+        config(*SEEN, CONTROL),
+        f"tensor 'START': the model expects data type TYPE_FP32 but {CONFIG} "
+        "TYPE_INT32",
+    ),
+    "wrong_state": (
+        models.running_sum(),
+        config(*SUM, f"sequence_batching {{ {STATE} }}".replace("NEXT", "LAST")),
+        f"tensor 'LAST': {CONFIG} this output but the model has 'SUM', 'NEXT'",
+    ),
+    "fixed_batch": (
+        models.identity(shape=(1, 3)),
+        xy(),
+        f"tensor 'X': the model expects shape [1, 3] but {CONFIG} max_batch_size 8: "
+        "set it to 0, for the model's first dimension is not variable",
+    ),
+    "no_file": (None, xy(), "model 'no_file': there is no file '/"),
+    "corrupt": (b"not ONNX", xy(), "model 'corrupt': onnxruntime error 7: Load model"),
+    "newer_ir": (
+        models.identity(ir_version=99),
+        xy(),
+        "failed:Unsupported model IR version: 99",
+    ),
+    "newer_opset": (
+        models.identity(opset=99),
+        xy(),
+        "failed:ONNX Runtime only *guarantees* support for models stamped with",
+    ),
+    "bad_parameter": (
+        models.identity(),
+        xy(parameter("intra_op_thread_count", "many")),
+        "parameter intra_op_thread_count is 'many' but must be a whole number from 0",
+    ),
+    "tensorrt": (
+        models.identity(),
+        xy(accelerator("gpu", "tensorrt")),
+        f"gpu_execution_accelerator 'tensorrt' {HERE}",
+    ),
+    "batch_input": (
+        models.identity(),
+        xy("""batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "N"
+           data_type: TYPE_FP32 source_input: "X" } ]"""),
+        "model 'batch_input': the embedded server does not support batch_input",
+    ),
+    "gpu": (
+        models.identity(),
+        xy("instance_group [ { kind: KIND_GPU } ]"),
+        "KIND_GPU",
+    ),
+}
+
+# Name: the model's file, its config.pbtxt, the configuration that comes of them.
+PARTIAL: dict[str, tuple[bytes, str | None, dict[str, object]]] = {
+    "absent": (models.identity(), None, {"max_batch_size": 4, "dynamic": True}),
+    "empty": (models.identity(), "", {"max_batch_size": 4, "dynamic": True}),
+    "platform_only": (
+        models.identity(),
+        "platform: 'onnxruntime_onnx'",
+        {"max_batch_size": 4, "dynamic": True},
+    ),
+    "names_only": (
+        models.identity(),
+        "backend: 'onnxruntime' input [ { name: 'X' } ] output [ { name: 'Y' } ]",
+        {"max_batch_size": 4, "dynamic": True},
+    ),
+    "no_outputs": (
+        models.identity(),
+        "backend: 'onnxruntime' max_batch_size: 16 " + tensors("input", "X FP32 [3]"),
+        {"max_batch_size": 16, "dynamic": True},
+    ),
+    "no_inputs": (
+        models.identity(),
+        "backend: 'onnxruntime' max_batch_size: 1 " + tensors("output", "Y FP32 [3]"),
+        {"max_batch_size": 1, "dynamic": False},
+    ),
+    "fixed": (
+        models.identity(shape=(2, 3)),
+        None,
+        {"max_batch_size": 0, "dynamic": False, "dims": [2, 3]},
+    ),
+    "a_scalar": (
+        models.identity(shape=()),
+        None,
+        {"max_batch_size": 0, "dynamic": False, "dims": [1]},
+    ),
+    "scalars": (
+        models.identity(shape=("n",)),
+        None,
+        {"max_batch_size": 4, "dynamic": True, "dims": [1], "reshape": {"shape": []}},
+    ),
+    "text": (
+        models.identity("STRING", ("n", "m")),
+        None,
+        {
+            "max_batch_size": 4,
+            "dynamic": True,
+            "dims": [-1],
+            "data_type": "TYPE_STRING",
+        },
+    ),
+    "complete": (models.identity(), xy(batch=2), {"max_batch_size": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def triton(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[http.InferenceServerClient]:
+    """A server that has loaded the good models, and has refused the bad ones."""
+    repository = tmp_path_factory.mktemp("complete")
+    for name, (weights, text, *_) in {**GOOD, **BAD}.items():
+        models.store(repository, name, weights, text.replace("'", '"'))
+    models.store(repository, "renamed", models.add(), None, filename="add.onnx")
+    models.store(repository, "versions", models.add(amount=2), None, version=2)
+    labels = repository / "densenet_like" / "labels.txt"
+    labels.write_text("\n".join("abcdef"))
+    yield from served(repository, disable_auto_complete_config=True, log_verbose=1)
+
+
+@pytest.fixture(scope="module")
+def completed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[http.InferenceServerClient]:
+    """A server that has to find out what its models' configurations leave out."""
+    repository = tmp_path_factory.mktemp("partial")
+    for name, (weights, text, _) in PARTIAL.items():
+        models.store(repository, name, weights, text and text.replace("'", '"'))
+    yield from served(repository, model_control_mode="explicit", load_model="*")
+
+
+def served(
+    repository: Path, **flags: bool | str
+) -> Iterator[http.InferenceServerClient]:
+    from helpers import server
+
+    flags |= {"exit_on_error": False, "model_load_thread_count": 16}
+    with (
+        server.start(repository, **flags) as triton,
+        http.InferenceServerClient(triton.http, concurrency=8) as client,
+    ):
+        client.server = triton
+        yield client
+
+
+def infer(
+    client: http.InferenceServerClient, model: str, array: np.ndarray, **options: Any
+) -> np.ndarray:
+    """Send an array as X, and return Y."""
+    return client.infer(model, [given("X", array)], **options).as_numpy("Y")
+
+
+def given(name: str, array: np.ndarray) -> http.InferInput:
+    bits = 8 * array.dtype.itemsize
+    kind = {"O": "BYTES", "b": "BOOL", "f": f"FP{bits}", "i": f"INT{bits}"}
+    tensor = http.InferInput(
+        name, array.shape, kind.get(array.dtype.kind, f"UINT{bits}")
+    )
+    return tensor.set_data_from_numpy(array)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+
+
+def at_once(
+    client: http.InferenceServerClient,
+    model: str,
+    requests: list[list[http.InferInput]],
+) -> list[http.InferResult | InferenceServerException]:
+    """Send requests together; check that the server ran them as one execution."""
+    before = executions(client, model)
+    pending = [client.async_infer(model, request) for request in requests]
+    answers = []
+    for request in pending:
+        try:
+            answers.append(request.get_result())
+        except InferenceServerException as error:
+            answers.append(error)
+    assert executions(client, model) == before + 1
+    return answers
+
+
+def executions(client: http.InferenceServerClient, model: str) -> int:
+    stats = client.get_inference_statistics(model)["model_stats"][0]
+    return stats["execution_count"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_load_is_refused_with_the_reason(triton, name):
+    index = {model["name"]: model for model in triton.get_model_repository_index()}
+    assert index[name]["state"] == "UNAVAILABLE"
+    assert BAD[name][2] in index[name]["reason"]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_model_loads_with_its_unchanged_configuration(triton, name):
+    index = {model["name"]: model for model in triton.get_model_repository_index()}
+    assert triton.is_model_ready(name), index[name]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    {
+        "batched": (5, 3),
+        "by_backend": (5, 3),
+        "unbatched": (2, 3),
+        "scalar": (1,),
+        "batch_of_scalars": (5, 1),
+        "variable": (5, 7),
+        "renamed": (5, 3),
+        "session": (5, 3),
+        "two": (5, 3),
+        "kind_auto": (5, 3),
+        "warm": (5, 3),
+    }.items(),
+)
+def test_an_answer_has_the_shape_and_the_numbers_of_the_graph(triton, name, shape):
+    x = floats(*shape)
+    y = infer(triton, name, x)
+    assert y.shape == shape
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_a_model_is_warmed_up_before_it_is_ready(triton):
+    log = triton.server.log(1_000_000)
+    warm = log.index("model 'warm' instance warm_0_0 is running warmup sample 'zeros'")
+    assert warm < log.index("successfully loaded 'warm'")
+
+
+def test_an_empty_dimension_comes_back_empty(triton):
+    assert infer(triton, "variable", floats(2, 0)).shape == (2, 0)
+
+
+def test_inputs_and_outputs_are_reshaped_between_the_client_and_the_graph(triton):
+    x = floats(5, 4)
+    np.testing.assert_array_equal(infer(triton, "reshaped", x), x.reshape(5, 2, 2))
+    x = floats(2, 3)
+    np.testing.assert_array_equal(infer(triton, "densenet_like", x), x.reshape(6))
+
+
+def test_every_tensor_type_passes_through_unchanged(triton):
+    numbers = np.array([[0, 1, 2], [3, 100, 127]])
+    sent = {
+        name: numbers.astype(f"{name.lower()}")
+        for name in models.TYPES
+        if "INT" in name
+    }
+    sent |= {
+        f"FP{bits}": (numbers / 4).astype(f"f{bits // 8}") for bits in (16, 32, 64)
+    }
+    sent["BOOL"] = numbers > 2
+    sent["STRING"] = np.array([["", "a", "naïve"], ["日本", "\x00 zero", " "]], object)
+    assert set(sent) == set(models.TYPES)
+    answer = triton.infer("every_type", [given(f"X_{n}", a) for n, a in sent.items()])
+    # Some of NVIDIA's example clients tell the outputs by their places.
+    places = [output["name"] for output in answer.get_response()["outputs"]]
+    assert places == [f"Y_{name}" for name in models.TYPES]
+    for name, array in sent.items():
+        received = answer.as_numpy(f"Y_{name}")
+        if name == "STRING":
+            received = np.vectorize(bytes.decode, otypes=[object])(received)
+        assert received.dtype == array.dtype
+        np.testing.assert_array_equal(received, array)
+
+
+def test_every_version_has_its_own_graph(triton):
+    x = floats(1, 3)
+    for version in "1", "2":
+        y = infer(triton, "versions", x, model_version=version)
+        np.testing.assert_array_equal(y, x + int(version))
+
+
+def test_classes_come_with_the_labels_of_the_label_file(triton):
+    wanted = [http.InferRequestedOutput("Y", class_count=2)]
+    y = infer(triton, "densenet_like", floats(2, 3), outputs=wanted)
+    assert y.tolist() == [b"5.000000:5:f", b"4.000000:4:e"]
+
+
+def test_an_output_that_nobody_asks_for_does_not_come_back(triton):
+    same = [http.InferRequestedOutput("SAME")]
+    answer = triton.infer("lookup", [given("X", np.array([[3]]))], outputs=same)
+    assert answer.as_numpy("SAME").tolist() == [[3]]
+    assert answer.as_numpy("SQUARE") is None
+
+
+def test_requests_of_one_execution_each_get_their_own_rows(triton):
+    parts = [np.array([[1], [2]]), np.array([[3]]), np.array([[4], [5]])]
+    answers = at_once(triton, "lookup", [[given("X", part)] for part in parts])
+    for part, answer in zip(parts, answers, strict=True):
+        np.testing.assert_array_equal(answer.as_numpy("SQUARE"), part**2)
+        np.testing.assert_array_equal(answer.as_numpy("SAME"), part)
+
+
+def test_a_request_that_fails_in_the_graph_fails_alone(triton):
+    parts = [np.array([[1]]), np.array([[99]]), np.array([[3]])]
+    answers = at_once(triton, "lookup", [[given("X", part)] for part in parts])
+    assert answers[0].as_numpy("SQUARE").tolist() == [[1]]
+    assert "onnxruntime error 2" in str(answers[1])
+    assert answers[2].as_numpy("SQUARE").tolist() == [[9]]
+
+
+def test_a_string_that_is_not_utf8_fails_alone(triton):
+    texts = [[["good"]], [[b"\xff\xfe"]], [["also good"]]]
+    requests = [[given("X", np.array(text, object))] for text in texts]
+    answers = at_once(triton, "texts", requests)
+    assert answers[0].as_numpy("Y").tolist() == [[b"good"]]
+    assert "input 'X' cannot be read: 'utf-8' codec can't decode" in str(answers[1])
+    assert answers[2].as_numpy("Y").tolist() == [[b"also good"]]
+
+
+def test_requests_of_different_shapes_in_one_execution_all_get_answers(triton):
+    parts = [floats(1, 2), floats(1, 5), floats(2, 2)]
+    answers = at_once(triton, "ragged", [[given("X", part)] for part in parts])
+    for part, answer in zip(parts, answers, strict=True):
+        np.testing.assert_array_equal(answer.as_numpy("Y"), part + 1)
+
+
+def test_a_graph_that_loses_rows_is_an_error_and_no_wrong_answer(triton):
+    with pytest.raises(InferenceServerException, match="'Y' has 1 rows for a batch of"):
+        infer(triton, "loses_rows", floats(2, 3))
+
+
+def test_the_sequence_batcher_controls_reach_the_graph(triton):
+    for start, end in (True, False), (False, False), (False, True):
+        answer = triton.infer(
+            "controls",
+            [given("INPUT", np.array([[7]], np.int32))],
+            sequence_id=42,
+            sequence_start=start,
+            sequence_end=end,
+        )
+        assert answer.as_numpy("START_SEEN").tolist() == [[int(start)]]
+        assert answer.as_numpy("END_SEEN").tolist() == [[float(end)]]
+        assert answer.as_numpy("READY_SEEN").tolist() == [[True]]
+        assert answer.as_numpy("CORRID_SEEN").tolist() == [[42]]
+
+
+@pytest.mark.parametrize("name", ["sum_direct", "sum_oldest"])
+def test_each_sequence_has_a_state_of_its_own(triton, name):
+    def total(sequence: int | str, number: int, **flags: bool) -> float:
+        x = [given("X", np.array([[number]], np.float32))]
+        answer = triton.infer(name, x, sequence_id=sequence, **flags)
+        return answer.as_numpy("SUM").item()
+
+    assert total(1, 1, sequence_start=True) == 1
+    assert total("two", 10, sequence_start=True) == 10
+    assert total(1, 2) == 3
+    assert total("two", 20) == 30
+    assert total(1, 3, sequence_end=True) == 6
+    assert total("two", 30, sequence_end=True) == 60
+    assert total(1, 4, sequence_start=True, sequence_end=True) == 4
+
+
+def test_the_log_is_free_of_what_onnxruntime_prints(triton):
+    assert "onnxruntime:" not in triton.server.log(100_000)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_what_a_configuration_leaves_out_is_read_off_the_graph(completed, name):
+    expected = {"dims": [3], "data_type": "TYPE_FP32", "dynamic": False}
+    expected |= PARTIAL[name][2]
+    found = completed.get_model_config(name)
+    assert found["backend"] == "onnxruntime"
+    assert found["max_batch_size"] == expected["max_batch_size"]
+    assert ("dynamic_batching" in found) == expected["dynamic"]
+    for kind, tensor in ("input", "X"), ("output", "Y"):
+        (entry,) = found[kind]
+        assert entry["name"] == tensor
+        assert entry["data_type"] == expected["data_type"]
+        assert entry["dims"] == expected["dims"]
+        assert entry.get("reshape") == expected.get("reshape")
+
+
+def test_a_model_without_a_configuration_answers(completed):
+    for name, shape in ("absent", (4, 3)), ("scalars", (4, 1)), ("a_scalar", (1,)):
+        x = floats(*shape)
+        np.testing.assert_array_equal(infer(completed, name, x), x)
+
+
+def test_a_load_may_override_the_configuration(completed):
+    completed.load_model("complete", config='{"max_batch_size": "16"}')
+    found = completed.get_model_config("complete")
+    assert found["max_batch_size"] == 16
+    assert found["input"][0]["dims"] == [3]
+    assert infer(completed, "complete", floats(16, 3)).shape == (16, 3)
+
+
+def test_batching_that_the_graph_cannot_do_is_refused_by_completion_too(completed):
+    with pytest.raises(InferenceServerException, match="set it to 0, for the model's"):
+        completed.load_model("fixed", config='{"max_batch_size": "16"}')
+
+
+# What no server without a GPU, and no answer, can show.
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The backend's module, with Triton's side of it as far as a load needs it."""
+    from helpers import embedded
+
+    folder = embedded.wheel() / "backends" / "python"
+    monkeypatch.syspath_prepend(folder)
+    import triton_python_backend_utils as pb_utils
+
+    refusal = type("TritonModelException", (Exception,), {})
+    monkeypatch.setattr(pb_utils, "TritonModelException", refusal, raising=False)
+    monkeypatch.setattr(pb_utils, "InferenceResponse", tuple, raising=False)
+    monkeypatch.setattr(pb_utils, "get_model_dir", lambda: str(tmp_path), raising=False)
+    (tmp_path / "model.onnx").write_bytes(models.identity())
+    spec = importlib.util.spec_from_file_location("onnxruntime_backend", MODEL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def configuration(backend: ModuleType, count: int = 1, **given: Any) -> Any:
+    parameters = {name: {"string_value": value} for name, value in given.items()}
+    return backend.Configuration(
+        {
+            "name": "m",
+            "max_batch_size": 8,
+            "default_model_filename": "",
+            "instance_group": [{"count": count, "gpus": []}],
+            "parameters": parameters,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("inter_op_thread_count", "-1", "a whole number from 0 up"),
+        ("execution_mode", "2", "one of 0, 1"),
+        ("enable_mem_arena", "maybe", "one of 1, 0, true, false"),
+        ("enable_mem_pattern", "", "one of 1, 0, true, false"),
+        ("optimization.graph.level", "7", "one of 0, -1, 1, 2"),
+        ("session.set_denormal_as_zero", "yes", "one of 1, 0, true, false"),
+        ("memory.enable_memory_arena_shrinkage", "gpu:0", "one of cpu:0"),
+    ],
+)
+def test_a_bad_parameter_is_refused_with_what_it_may_be(backend, name, value, allowed):
+    config = configuration(backend, **{name: value})
+    config.parameters[name] = value
+    message = f"model 'm': parameter {name} is '{value}' but must be {allowed}"
+    cpu = [("CPUExecutionProvider", {})]
+    with pytest.raises(Exception, match=re.escape(message)):
+        _ = backend.session_options(config), backend.run_options(config, cpu)
+
+
+def test_shrinking_an_arena_that_is_off_is_refused(backend):
+    shrinkage = {
+        "memory.enable_memory_arena_shrinkage": "cpu:0",
+        "enable_mem_arena": "0",
+    }
+    with pytest.raises(Exception, match="arena_shrinkage needs enable_mem_arena"):
+        backend.run_options(configuration(backend, **shrinkage), [])
+
+
+def test_a_decoupled_onnx_model_is_refused(backend):
+    config = configuration(backend)
+    config.config["model_transaction_policy"] = {"decoupled": True}
+    with pytest.raises(Exception, match="answers once, so decoupled is no use"):
+        config.refuse_unsupported()
+
+
+def test_parameters_reach_the_session(backend):
+    options = backend.session_options(
+        configuration(
+            backend,
+            intra_op_thread_count="3",
+            inter_op_thread_count="2",
+            execution_mode="1",
+            enable_mem_arena="false",
+            enable_mem_pattern="0",
+            **{"session.set_denormal_as_zero": "true"},
+        )
+    )
+    assert options.intra_op_num_threads == 3
+    assert options.inter_op_num_threads == 2
+    assert options.execution_mode.name == "ORT_PARALLEL"
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
+
+
+@pytest.mark.parametrize(
+    ("level", "meaning"),
+    [("0", "ALL"), ("-1", "BASIC"), ("1", "EXTENDED"), ("2", "DISABLE_ALL")],
+)
+def test_the_graph_level_means_what_the_cpp_backend_says(backend, level, meaning):
+    config = configuration(backend)
+    config.parameters["optimization.graph.level"] = level
+    options = backend.session_options(config)
+    assert options.graph_optimization_level.name.endswith(meaning)
+
+
+def test_threads_of_several_instances_do_not_spin_unless_counted(backend):
+    def spins(**given: Any) -> bool:
+        options = backend.session_options(configuration(backend, **given))
+        try:
+            return options.get_session_config_entry(backend.SPINNING[0]) != "0"
+        except RuntimeError:  # nobody has set it, so onnxruntime's default holds
+            return True
+
+    assert spins(count=1)
+    assert not spins(count=2)
+    assert spins(count=2, intra_op_thread_count="1")
+    assert spins(count=2, **{backend.SPINNING[0]: "1"})
+
+
+@pytest.fixture
+def instance(backend: ModuleType) -> Any:
+    """A model from X to A and C, which notes the runs of its session."""
+
+    class Session:
+        runs: ClassVar[list[tuple[list[str], tuple[int, ...]]]] = []
+
+        def run(self, names: list[str], feeds: dict, _: object) -> list[np.ndarray]:
+            self.runs.append((sorted(names), feeds["X"].shape))
+            return [feeds["X"] for _ in names]
+
+    model = backend.TritonPythonModel()
+    model.session, model.run_options, model.batching = Session(), None, True
+    model.outputs, model.states = {"A": None, "C": None}, backend.States({})
+    model.graph_inputs = {"X": backend.Spec("TYPE_FP32", [-1, -1])}
+    model.tensor = lambda name, array: (name, array.shape)
+    return model
+
+
+def request(array: np.ndarray, *wanted: str) -> SimpleNamespace:
+    x = SimpleNamespace(name=lambda: "X", as_numpy=lambda: array)
+    return SimpleNamespace(inputs=lambda: [x], requested_output_names=lambda: wanted)
+
+
+def test_only_the_outputs_that_are_asked_for_are_fetched(instance):
+    (answer,) = instance.execute([request(floats(1, 3), "C")])
+    assert answer == (("C", (1, 3)),)
+    instance.execute([request(floats(1, 3), "C"), request(floats(2, 3), "A")])
+    assert instance.session.runs == [(["C"], (1, 3)), (["A", "C"], (3, 3))]
+
+
+def test_requests_of_one_execution_need_one_run_for_each_shape(instance):
+    shapes = (1, 2), (1, 5), (2, 2)
+    answers = instance.execute([request(floats(*shape), "A") for shape in shapes])
+    assert answers == [(("A", shape),) for shape in shapes]
+    assert instance.session.runs == [(["A"], (3, 2)), (["A"], (1, 5))]
+
+
+def test_a_single_request_reaches_the_session_without_a_copy(instance, monkeypatch):
+    x, fed = floats(4, 3), []
+    monkeypatch.setattr(
+        instance.session, "run", lambda names, feeds, _: fed.append(feeds["X"]) or [x]
+    )
+    instance.execute([request(x, "A")])
+    assert fed[0] is x
+
+
+CUDA = "CUDAExecutionProvider"
+ON_GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
+
+
+def test_a_gpu_instance_runs_on_cuda_and_its_own_device(backend, monkeypatch, tmp_path):
+    monkeypatch.setattr(backend.ort, "get_available_providers", lambda: [CUDA])
+    args = {**ON_GPU, "model_repository": str(tmp_path)}
+    config = configuration(backend, gpu_mem_limit="1000", arena_extend_strategy="1")
+    cuda, cpu = backend.execution_providers(config, args)
+    assert cuda == (
+        CUDA,
+        {
+            "gpu_mem_limit": "1000",
+            "arena_extend_strategy": "kSameAsRequested",
+            "device_id": "1",
+        },
+    )
+    assert cpu == ("CPUExecutionProvider", {})
+
+
+def test_kind_gpu_without_cuda_is_refused(backend, tmp_path):
+    (tmp_path / "config.pbtxt").write_text("instance_group [ { kind: KIND_GPU } ]")
+    args = {**ON_GPU, "model_repository": str(tmp_path)}
+    with pytest.raises(
+        Exception, match="KIND_GPU is asked for, but onnxruntime has no"
+    ):
+        backend.execution_providers(configuration(backend), args)
+
+
+def test_kind_auto_without_cuda_runs_on_the_cpu(backend, tmp_path):
+    (tmp_path / "config.pbtxt").write_text(
+        "# KIND_GPU\ninstance_group [ { count: 1 } ]"
+    )
+    args = {**ON_GPU, "model_repository": str(tmp_path)}
+    providers = backend.execution_providers(configuration(backend), args)
+    assert providers == [("CPUExecutionProvider", {})]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("gpu_execution_accelerator", "tensorrt"),
+        ("gpu_execution_accelerator", "cuda"),
+        ("cpu_execution_accelerator", "openvino"),
+        ("cpu_execution_accelerator", "abacus"),
+    ],
+)
+def test_an_accelerator_that_is_not_there_is_refused(backend, kind, name):
+    config = configuration(backend)
+    config.optimization = {
+        "execution_accelerators": {kind: [{"name": name, "parameters": {}}]}
+    }
+    message = f"{kind} '{name}' cannot be honoured on a CPU instance"
+    with pytest.raises(Exception, match=message):
+        backend.execution_providers(config, {"model_instance_kind": "CPU"})
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_cannot_start_is_refused(backend):
+    config, options = configuration(backend), backend.ort.SessionOptions()
+    with pytest.raises(
+        Exception, match="onnxruntime could not start its CUDAExecution"
+    ):
+        backend.open_session(
+            config, options, [(CUDA, {}), ("CPUExecutionProvider", {})]
+        )
+
+
+def test_the_state_of_a_sequence_that_was_left_idle_is_forgotten(backend, monkeypatch):
+    state = {"input_name": "IN", "output_name": "OUT"}
+    policy = {"state": [state], "max_sequence_idle_microseconds": 1_000_000}
+    states, clock = backend.States(policy), [0.0]
+    monkeypatch.setattr(backend.time, "monotonic", lambda: clock[0])
+
+    first, second = (
+        SimpleNamespace(correlation_id=lambda n=n: n, flags=lambda: 0) for n in (1, 2)
+    )
+    states.keep(first, {"OUT": 1})
+    assert states.of(first) == {"IN": 1}
+    clock[0] = 3.0
+    states.keep(second, {"OUT": 2})
+    assert states.of(first) == {}
+    assert states.of(second) == {"IN": 2}

@@ -1,0 +1,96 @@
+"""The comparison of outputs is strict, and the exercises can be solved."""
+
+import copy
+import re
+import subprocess
+import sys
+
+import course
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbval.plugin import IPyNbCell, IPyNbFile
+
+COMPARED = ("text", "evalue", "text/plain")
+
+
+@pytest.fixture(params=course.LESSONS, ids=lambda path: path.stem)
+def lesson(request):
+    return request.param
+
+
+def places(outputs):
+    """Yield (holder, key) of each text in the outputs that nbval has to compare."""
+    for output in outputs:
+        for holder in (output, output.get("data", {})):
+            for key in COMPARED:
+                if re.search(r"[a-zA-Z]", holder.get(key, "")):
+                    yield holder, key
+
+
+def change_one_character(holder, key):
+    place = re.search(r"[a-zA-Z]", holder[key]).start()
+    other = "x" if holder[key][place] != "x" else "y"
+    holder[key] = holder[key][:place] + other + holder[key][place + 1 :]
+
+
+def is_compared(cell):
+    return "nbval-ignore-output" not in course.tags(cell) and any(places(cell.outputs))
+
+
+def test_one_changed_character_in_any_output_is_a_difference(lesson, request):
+    file = IPyNbFile.from_parent(request.session, path=lesson)
+    file.setup_sanitize_files()
+    file.skip_compare = ("metadata", "traceback", "image/png", "execution_count")
+    cells = [c for c in course.cells(course.read(lesson), "code") if is_compared(c)]
+    assert len(cells) >= 5
+    for number, cell in enumerate(cells):
+        item = IPyNbCell.from_parent(
+            file, name=f"Cell {number}", cell_num=number, cell=cell, options={}
+        )
+        assert item.compare_outputs(cell.outputs, copy.deepcopy(cell.outputs))
+        for index in range(len(list(places(cell.outputs)))):
+            changed = copy.deepcopy(cell.outputs)
+            change_one_character(*list(places(changed))[index])
+            assert not item.compare_outputs(cell.outputs, changed), changed
+
+
+def test_nbval_goes_red_when_one_character_is_changed(lesson):
+    notebook = course.read(lesson)
+    numbers = [n for n, cell in enumerate(notebook.cells) if is_compared(cell)]
+    notebook.cells = notebook.cells[: numbers[0] + 1]
+    change_one_character(*next(places(notebook.cells[-1].outputs)))
+    changed = lesson.with_name(f".changed-{lesson.name}")
+    try:
+        nbformat.write(notebook, changed)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        answer = subprocess.run(
+            [*command, str(changed)],
+            cwd=course.ROOT,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        changed.unlink(missing_ok=True)
+    code = len(course.cells(notebook, "code"))
+    passed = f", {code - 1} passed" if code > 1 else ""
+    assert f"1 failed{passed} in" in answer.stdout
+    assert "Cell outputs differ" in answer.stdout
+
+
+def test_its_exercises_are_solved_by_their_solutions(lesson):
+    notebook = course.solve(course.read(lesson))
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(
+        cwd=str(lesson.parent)
+    )
+    for cell in notebook.cells:
+        if "check" in course.tags(cell):
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            assert re.search(r"^Right", printed, re.MULTILINE), printed
+
+
+def test_an_unsolved_exercise_is_not_taken_for_right(lesson):
+    for cell in course.cells(course.read(lesson), "code"):
+        if "check" in course.tags(cell):
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            assert re.search(r"^Not yet", printed, re.MULTILINE), printed
