@@ -36,6 +36,7 @@ PROTOCOLS = ("http", "grpc", "metrics")
 FIRST_PORTS = range(8000, 9000, 10)
 START_TIMEOUT_S = 180
 EXIT_TIMEOUT_S = 3
+METRICS_INTERVAL_MS = 200  # an end waits for the next of these; the default is 2000
 SHM = Path("/dev/shm")
 TEMPORARY = Path("/tmp")  # where Triton's Python backend unpacks, whatever TMPDIR says
 
@@ -304,6 +305,7 @@ def full_arguments(
         "backend-directory": [str(folder / "backends")],
         "cache-directory": [str(wheel() / "caches")],
         "exit-timeout-secs": [str(EXIT_TIMEOUT_S)],
+        "metrics-interval-ms": [str(METRICS_INTERVAL_MS)],
     }
     if not Path("/dev/nvidiactl").exists():
         defaults["allow-gpu-metrics"] = ["false"]

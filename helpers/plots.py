@@ -10,6 +10,7 @@ def use_style() -> None:
     """Let Matplotlib draw as the course does, from here to the kernel's end."""
     plt.rcParams.update(
         {
+            "axes.axisbelow": True,
             "axes.grid": True,
             "axes.prop_cycle": plt.cycler(color=COLOURS),
             "axes.spines.right": False,

@@ -20,6 +20,7 @@ METADATA = {
     },
     "language_info": {"name": "python"},
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -46,6 +47,8 @@ def execute(lesson: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = merge_streams(cell.outputs)
+            for output in cell.outputs:  # a widget lives as long as its kernel
+                output.get("data", {}).pop(WIDGET, None)
     part = lesson.with_suffix(".part")
     nbformat.write(notebook, part)
     part.replace(lesson)

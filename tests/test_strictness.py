@@ -35,7 +35,9 @@ def change_one_character(holder, key):
 
 
 def is_compared(cell):
-    return "nbval-ignore-output" not in course.tags(cell) and any(places(cell.outputs))
+    return "nbval-ignore-output" not in course.tags(cell) and any(
+        places(cell.get("outputs", []))
+    )
 
 
 def test_one_changed_character_in_any_output_is_a_difference(lesson, request):
