@@ -209,10 +209,10 @@ def make_backends(folder: Path) -> Path:
     (target / stub.name).chmod(0o755)
     utilities = "triton_python_backend_utils.py"
     (target / utilities).symlink_to(source / utilities)
-    for backend in (Path(__file__).parent / "backends").glob("*/model.py"):
-        link = folder / "backends" / backend.parent.name / backend.name
-        link.parent.mkdir()
-        link.symlink_to(backend)
+    for module in (Path(__file__).parent / "backends").glob("*/*.py"):
+        link = folder / "backends" / module.parent.name / module.name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(module)
     return folder / "backends"
 
 

@@ -213,7 +213,10 @@ def announce(server: embedded.Server) -> Triton:
         *(f"{embedded.HOST}:{server.ports[p]}" for p in embedded.PROTOCOLS), server
     )
     print(f"$ {typed(embedded.as_arguments(server.flags))}")
-    print(f"HTTP {triton.http}, gRPC {triton.grpc}, metrics {triton.metrics}")
+    asked = any(f"{p}-port" in server.flags for p in embedded.PROTOCOLS)
+    usual = asked or server.ports["http"] == embedded.FIRST_PORTS[0]
+    others = "" if usual else " (8000 to 8002 are not all free)"
+    print(f"HTTP {triton.http}, gRPC {triton.grpc}, metrics {triton.metrics}{others}")
     return triton
 
 
@@ -264,13 +267,14 @@ def run(flags: embedded.Flags) -> int:
 
 
 def interrupt(*_: object) -> None:
-    """Treat SIGTERM as Ctrl-C."""
+    """Take an order to end, or a closed terminal, for Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a server, end all servers, list them, or show tritonserver's own help."""
-    signal.signal(signal.SIGTERM, interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, interrupt)
     try:
         if arguments == ["stop"]:
             print(f"{stop_all()} ended")
