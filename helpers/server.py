@@ -99,7 +99,8 @@ def connect() -> Triton:
     with bootstrap.alone(repositories[0]):
         for server in embedded.records():
             same = server.flags["model-repository"] == repositories
-            if same and server.shared and server.alive():
+            loaded = "model-control-mode" not in server.flags
+            if same and loaded and server.shared and server.alive():
                 embedded.wait_until_listening(server)
                 return announce(server)
         return announce(embedded.launch(repositories, DEFAULT_FLAGS, shared=True))

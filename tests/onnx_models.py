@@ -77,6 +77,34 @@ def reshape(dims: Sequence[int], taken: Shape, given: Shape) -> bytes:
     return model([node], [("X", "FLOAT", taken)], [("Y", "FLOAT", given)], constants)
 
 
+def loses_rows() -> bytes:
+    """Return a model whose output LOST has half as many rows as X, and SAME is X."""
+    return model(
+        [
+            helper.make_node("Reshape", ["X", "dims"], ["LOST"]),
+            helper.make_node("Identity", ["X"], ["SAME"]),
+        ],
+        [("X", "FLOAT", ("n", 3))],
+        [("LOST", "FLOAT", ("m", 6)), ("SAME", "FLOAT", ("n", 3))],
+        {"dims": np.array([-1, 6])},
+    )
+
+
+def counts_rows() -> bytes:
+    """Return a model whose Y is X plus 1, and whose ROWS says in each row how many."""
+    return model(
+        [
+            helper.make_node("Add", ["X", "one"], ["Y"]),
+            helper.make_node("Shape", ["X"], ["rows"], end=1),
+            helper.make_node("Concat", ["rows", "ones"], ["shape"], axis=0),
+            helper.make_node("Expand", ["rows", "shape"], ["ROWS"]),
+        ],
+        [("X", "FLOAT", ("n", "m"))],
+        [("Y", "FLOAT", ("n", "m")), ("ROWS", "INT64", ("n", 1))],
+        {"one": np.array(1, np.float32), "ones": np.array([1])},
+    )
+
+
 def every_type() -> bytes:
     """Return a model with an input X_T and an equal output Y_T of every type T."""
     return model(
@@ -112,16 +140,19 @@ def sequence(*controls: Tensor) -> bytes:
     )
 
 
-def running_sum() -> bytes:
-    """Return a model whose SUM is X plus the state that its last run left."""
-    shape = ("n", 1)
+def running_sum(length: int = 1) -> bytes:
+    """Return a model whose SUM is X plus the state that its last run left.
+
+    The state is so many equal numbers.
+    """
+    x, state = ("n", 1), ("n", length)
     return model(
         [
             helper.make_node("Add", ["X", "STATE"], ["NEXT"]),
-            helper.make_node("Identity", ["NEXT"], ["SUM"]),
+            helper.make_node("ReduceMax", ["NEXT"], ["SUM"], axes=[1]),
         ],
-        [("X", "FLOAT", shape), ("STATE", "FLOAT", shape)],
-        [("SUM", "FLOAT", shape), ("NEXT", "FLOAT", shape)],
+        [("X", "FLOAT", x), ("STATE", "FLOAT", state)],
+        [("SUM", "FLOAT", x), ("NEXT", "FLOAT", state)],
     )
 
 

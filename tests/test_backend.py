@@ -4,21 +4,29 @@ Two servers do the whole file, for a load takes time: all models of the one have
 complete configurations, most of those of the other leave something out.
 """
 
-import importlib.util
-import re
+import contextlib
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_models as models
+import psutil
 import pytest
 import tritonclient.http as http
+from conftest import process_of
 from tritonclient.utils import InferenceServerException
 
-MODEL = Path(__file__).parents[1] / "helpers/backends/onnxruntime/model.py"
+from helpers import embedded, server
+
+# Half of the backend knows nothing of Triton, and can be asked here.
+sys.path.append(str(Path(embedded.__file__).parent / "backends" / "onnxruntime"))
+import session
+from configuration import Configuration, Refusal
+
 ONE = "instance_group [ { kind: KIND_CPU count: 1 } ]"
 
 
@@ -43,8 +51,11 @@ def xy(more: str = "", batch: int = 8, x: str = "FP32 [3]", y: str = "FP32 [3]")
     return config([f"X {x}"], [f"Y {y}"], more, batch)
 
 
-def parameter(name: str, value: str) -> str:
-    return f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}'
+def parameters(**values: str) -> str:
+    return " ".join(
+        f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}'
+        for name, value in values.items()
+    )
 
 
 def accelerator(kind: str, name: str) -> str:
@@ -62,20 +73,18 @@ dims: [1] initial_state { name: "zero" data_type: TYPE_FP32 dims: [1] zero_data:
 } ]"""
 SUM = (["X FP32 [1]"], ["SUM FP32 [1]"])
 TYPES = [f"{name} [-1]" for name in models.TYPES]
-SESSION = " ".join(
-    parameter(name, value)
-    for name, value in {
-        "intra_op_thread_count": "2",
-        "inter_op_thread_count": "1",
-        "execution_mode": "1",
-        "enable_mem_arena": "true",
-        "enable_mem_pattern": "0",
-        "memory.enable_memory_arena_shrinkage": "cpu:0",
-        "session.set_denormal_as_zero": "1",
-        "session.use_device_allocator_for_initializers": "1",
-        "execute_delay_ms": "3",
-    }.items()
-)
+STATE_LENGTH = 1_000_000  # of the wide state, in FP32: 4 MB
+SESSION = {
+    "intra_op_thread_count": "3",
+    "inter_op_thread_count": "4",
+    "execution_mode": "1",
+    "enable_mem_arena": "true",
+    "enable_mem_pattern": "0",
+    "memory.enable_memory_arena_shrinkage": "cpu:0",
+    "session.set_denormal_as_zero": "1",
+    "session.use_device_allocator_for_initializers": "1",
+    "execute_delay_ms": "3",
+}
 QUEUE = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
 
 # Name: the model's file, its config.pbtxt.
@@ -109,7 +118,10 @@ GOOD: dict[str, tuple[bytes | None, str]] = {
         ),
     ),
     "variable": (models.add(shape=("n", "m")), xy(x="FP32 [-1]", y="FP32 [-1]")),
-    "loses_rows": (models.reshape([-1, 6], ("n", 3), ("m", 6)), xy(y="FP32 [6]")),
+    "loses_rows": (
+        models.loses_rows(),
+        config(["X FP32 [3]"], ["LOST FP32 [6]", "SAME FP32 [3]"]),
+    ),
     "every_type": (
         models.every_type(),
         config(
@@ -124,14 +136,22 @@ GOOD: dict[str, tuple[bytes | None, str]] = {
         config(["X INT64 [1]"], ["SQUARE INT64 [1]", "SAME INT64 [1]"], QUEUE),
     ),
     "ragged": (
-        models.add(shape=("n", "m")),
-        xy(QUEUE, x="FP32 [-1] allow_ragged_batch: true", y="FP32 [-1]"),
+        models.counts_rows(),
+        config(
+            ["X FP32 [-1] allow_ragged_batch: true"],
+            ["Y FP32 [-1]", "ROWS INT64 [1]"],
+            QUEUE,
+        ),
     ),
     "texts": (
         models.identity("STRING", ("n", 1)),
         xy(QUEUE, x="STRING [1]", y="STRING [1]"),
     ),
-    "session": (models.add(), xy(SESSION + " optimization { graph { level: -1 } }")),
+    "session": (
+        models.add(),
+        xy("optimization { graph { level: -1 } }" + parameters(**SESSION)),
+    ),
+    "one_thread": (models.add(), xy(parameters(intra_op_thread_count="1"))),
     "two": (models.add(), xy("instance_group [ { kind: KIND_CPU count: 2 } ]")),
     "kind_auto": (models.add(), xy("instance_group [ { count: 1 } ]")),
     "warm": (
@@ -170,12 +190,30 @@ GOOD: dict[str, tuple[bytes | None, str]] = {
         models.running_sum(),
         config(*SUM, f"sequence_batching {{ oldest {{ }} {STATE} }}"),
     ),
+    "sum_wide": (
+        models.running_sum(STATE_LENGTH),
+        config(
+            *SUM,
+            f"""sequence_batching {{ oldest {{ max_candidate_sequences: 64 }}
+            max_sequence_idle_microseconds: 500000 {STATE} }}""".replace(
+                "dims: [1]", f"dims: [{STATE_LENGTH}]"
+            ),
+        ),
+    ),
 }
 CONTROL = f"sequence_batching {{ {control('START', 'START')} }}"
 SEEN = (["INPUT INT32 [1]"], ["INPUT_SEEN INT32 [1]"])
 CONFIG = "the model configuration specifies"
 BATCH = "the first for the batch"
-HERE = "cannot be honoured on a CPU instance with '"
+REFUSED = {
+    "intra_op_thread_count": ("many", "a whole number from 0 up"),
+    "inter_op_thread_count": ("-1", "a whole number from 0 up"),
+    "execution_mode": ("2", "one of 0, 1"),
+    "enable_mem_arena": ("maybe", "one of 1, 0, true, false"),
+    "enable_mem_pattern": ("", "one of 1, 0, true, false"),
+    "session.set_denormal_as_zero": ("yes", "one of 1, 0, true, false"),
+    "memory.enable_memory_arena_shrinkage": ("gpu:0", "one of cpu:0"),
+}
 
 # Name: the model's file, its config.pbtxt, what the server's reason has to say.
 BAD: dict[str, tuple[bytes | None, str, str]] = {
@@ -280,15 +318,36 @@ BAD: dict[str, tuple[bytes | None, str, str]] = {
         xy(),
         "failed:ONNX Runtime only *guarantees* support for models stamped with",
     ),
-    "bad_parameter": (
+    **{
+        f"bad_{name}": (
+            models.identity(),
+            xy(parameters(**{name: value})),
+            f"parameter {name} is '{value}' but must be {allowed}",
+        )
+        for name, (value, allowed) in REFUSED.items()
+    },
+    "bad_level": (
         models.identity(),
-        xy(parameter("intra_op_thread_count", "many")),
-        "parameter intra_op_thread_count is 'many' but must be a whole number from 0",
+        xy("optimization { graph { level: 7 } }"),
+        "parameter optimization.graph.level is '7' but must be one of 0, -1, 1, 2",
     ),
-    "tensorrt": (
+    "no_arena_to_shrink": (
         models.identity(),
-        xy(accelerator("gpu", "tensorrt")),
-        f"gpu_execution_accelerator 'tensorrt' {HERE}",
+        xy(parameters(**SESSION | {"enable_mem_arena": "0"})),
+        "parameter memory.enable_memory_arena_shrinkage needs enable_mem_arena",
+    ),
+    **{
+        name: (
+            models.identity(),
+            xy(accelerator(kind, name)),
+            f"{kind}_execution_accelerator '{name}' cannot be honoured on a CPU",
+        )
+        for kind, name in (("gpu", "tensorrt"), ("gpu", "cuda"), ("cpu", "openvino"))
+    },
+    "decoupled": (
+        models.identity(),
+        xy("model_transaction_policy { decoupled: true }"),
+        "an ONNX model answers once, so decoupled is no use",
     ),
     "batch_input": (
         models.identity(),
@@ -306,12 +365,6 @@ BAD: dict[str, tuple[bytes | None, str, str]] = {
 # Name: the model's file, its config.pbtxt, the configuration that comes of them.
 PARTIAL: dict[str, tuple[bytes, str | None, dict[str, object]]] = {
     "absent": (models.identity(), None, {"max_batch_size": 4, "dynamic": True}),
-    "empty": (models.identity(), "", {"max_batch_size": 4, "dynamic": True}),
-    "platform_only": (
-        models.identity(),
-        "platform: 'onnxruntime_onnx'",
-        {"max_batch_size": 4, "dynamic": True},
-    ),
     "names_only": (
         models.identity(),
         "backend: 'onnxruntime' input [ { name: 'X' } ] output [ { name: 'Y' } ]",
@@ -324,7 +377,8 @@ PARTIAL: dict[str, tuple[bytes, str | None, dict[str, object]]] = {
     ),
     "no_inputs": (
         models.identity(),
-        "backend: 'onnxruntime' max_batch_size: 1 " + tensors("output", "Y FP32 [3]"),
+        "platform: 'onnxruntime_onnx' max_batch_size: 1 "
+        + tensors("output", "Y FP32 [3]"),
         {"max_batch_size": 1, "dynamic": False},
     ),
     "fixed": (
@@ -356,44 +410,62 @@ PARTIAL: dict[str, tuple[bytes, str | None, dict[str, object]]] = {
 }
 
 
+CANNOT_BATCH = models.identity(shape=(2, 3)), "max_batch_size: 16"
+
+
 @pytest.fixture(scope="module")
-def triton(
+def servers(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[http.InferenceServerClient]:
-    """A server that has loaded the good models, and has refused the bad ones."""
-    repository = tmp_path_factory.mktemp("complete")
+) -> Iterator[list[http.InferenceServerClient]]:
+    """The two servers, which wait for their models at the same time."""
+    complete, partial = map(tmp_path_factory.mktemp, ("complete", "partial"))
     for name, (weights, text, *_) in {**GOOD, **BAD}.items():
-        models.store(repository, name, weights, text.replace("'", '"'))
-    models.store(repository, "renamed", models.add(), None, filename="add.onnx")
-    models.store(repository, "versions", models.add(amount=2), None, version=2)
-    labels = repository / "densenet_like" / "labels.txt"
-    labels.write_text("\n".join("abcdef"))
-    yield from served(repository, disable_auto_complete_config=True, log_verbose=1)
+        models.store(complete, name, weights, text.replace("'", '"'))
+    models.store(complete, "renamed", models.add(), None, filename="add.onnx")
+    models.store(complete, "versions", models.add(amount=2), None, version=2)
+    (complete / "densenet_like" / "labels.txt").write_text("\n".join("abcdef"))
+    for name, (weights, text, _) in PARTIAL.items():
+        models.store(partial, name, weights, text and text.replace("'", '"'))
+    models.store(partial, "overridden", models.identity(), None)
+    models.store(partial, "cannot_batch", *CANNOT_BATCH)
+
+    def start(repository: Path, **flags: bool | str | list[str]) -> server.Triton:
+        flags |= {"exit_on_error": False, "model_load_thread_count": 16}
+        return server.start(repository, **flags)
+
+    quick = {"disable_auto_complete_config": True, "log_verbose": 1}
+    loaded = [*PARTIAL, "cannot_batch"]
+    explicit = {"model_control_mode": "explicit", "load_model": loaded}
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as clients:
+        started = [
+            pool.submit(start, complete, **quick),
+            pool.submit(start, partial, **explicit),
+        ]
+        try:
+            yield [client_of(future.result(), clients) for future in started]
+        finally:
+            clients.close()
+            list(pool.map(lambda future: future.result().stop(), started))
+
+
+def client_of(
+    triton: server.Triton, stack: contextlib.ExitStack
+) -> http.InferenceServerClient:
+    client = http.InferenceServerClient(triton.http, concurrency=8)
+    client.server = triton
+    return stack.enter_context(client)
 
 
 @pytest.fixture(scope="module")
-def completed(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[http.InferenceServerClient]:
-    """A server that has to find out what its models' configurations leave out."""
-    repository = tmp_path_factory.mktemp("partial")
-    for name, (weights, text, _) in PARTIAL.items():
-        models.store(repository, name, weights, text and text.replace("'", '"'))
-    yield from served(repository, model_control_mode="explicit", load_model="*")
+def triton(servers: list[http.InferenceServerClient]) -> http.InferenceServerClient:
+    """A server that has loaded the good models, and has refused the bad ones."""
+    return servers[0]
 
 
-def served(
-    repository: Path, **flags: bool | str
-) -> Iterator[http.InferenceServerClient]:
-    from helpers import server
-
-    flags |= {"exit_on_error": False, "model_load_thread_count": 16}
-    with (
-        server.start(repository, **flags) as triton,
-        http.InferenceServerClient(triton.http, concurrency=8) as client,
-    ):
-        client.server = triton
-        yield client
+@pytest.fixture(scope="module")
+def completed(servers: list[http.InferenceServerClient]) -> http.InferenceServerClient:
+    """A server that had to find out what its models' configurations leave out."""
+    return servers[1]
 
 
 def infer(
@@ -417,13 +489,11 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def at_once(
-    client: http.InferenceServerClient,
-    model: str,
-    requests: list[list[http.InferInput]],
+    client: http.InferenceServerClient, model: str, arrays: list[np.ndarray]
 ) -> list[http.InferResult | InferenceServerException]:
-    """Send requests together; check that the server ran them as one execution."""
+    """Send arrays as X together; check that the server made one execution of them."""
     before = executions(client, model)
-    pending = [client.async_infer(model, request) for request in requests]
+    pending = [client.async_infer(model, [given("X", array)]) for array in arrays]
     answers = []
     for request in pending:
         try:
@@ -435,8 +505,14 @@ def at_once(
 
 
 def executions(client: http.InferenceServerClient, model: str) -> int:
-    stats = client.get_inference_statistics(model)["model_stats"][0]
-    return stats["execution_count"]
+    return client.get_inference_statistics(model)["model_stats"][0]["execution_count"]
+
+
+def stub_of(client: http.InferenceServerClient, model: str) -> psutil.Process:
+    """Find the process of a model's only instance."""
+    stubs = process_of(client.server).children()
+    (stub,) = (stub for stub in stubs if f"{model}_0_0" in " ".join(stub.cmdline()))
+    return stub
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -537,41 +613,38 @@ def test_an_output_that_nobody_asks_for_does_not_come_back(triton):
     assert answer.as_numpy("SQUARE") is None
 
 
-def test_requests_of_one_execution_each_get_their_own_rows(triton):
-    parts = [np.array([[1], [2]]), np.array([[3]]), np.array([[4], [5]])]
-    answers = at_once(triton, "lookup", [[given("X", part)] for part in parts])
+def test_an_output_is_fetched_only_for_those_who_ask_for_it(triton):
+    x = [given("X", floats(2, 3))]
+    same = [http.InferRequestedOutput("SAME")]
+    assert triton.infer("loses_rows", x, outputs=same).as_numpy("SAME").shape == (2, 3)
+    with pytest.raises(
+        InferenceServerException, match="'LOST' has 1 rows for a batch of 2"
+    ):
+        triton.infer("loses_rows", x)
+
+
+def test_requests_of_one_execution_need_one_run_for_each_shape(triton):
+    parts = [floats(1, 2), floats(1, 5), floats(2, 2), floats(2, 2)]
+    answers = at_once(triton, "ragged", parts)
     for part, answer in zip(parts, answers, strict=True):
-        np.testing.assert_array_equal(answer.as_numpy("SQUARE"), part**2)
-        np.testing.assert_array_equal(answer.as_numpy("SAME"), part)
+        np.testing.assert_array_equal(answer.as_numpy("Y"), part + 1)
+    rows_of_the_run = [answer.as_numpy("ROWS").tolist() for answer in answers]
+    assert rows_of_the_run == [[[5]], [[1]], [[5], [5]], [[5], [5]]]
 
 
 def test_a_request_that_fails_in_the_graph_fails_alone(triton):
-    parts = [np.array([[1]]), np.array([[99]]), np.array([[3]])]
-    answers = at_once(triton, "lookup", [[given("X", part)] for part in parts])
+    answers = at_once(triton, "lookup", [np.array([[n]]) for n in (1, 99, 3)])
     assert answers[0].as_numpy("SQUARE").tolist() == [[1]]
     assert "onnxruntime error 2" in str(answers[1])
     assert answers[2].as_numpy("SQUARE").tolist() == [[9]]
 
 
 def test_a_string_that_is_not_utf8_fails_alone(triton):
-    texts = [[["good"]], [[b"\xff\xfe"]], [["also good"]]]
-    requests = [[given("X", np.array(text, object))] for text in texts]
-    answers = at_once(triton, "texts", requests)
+    texts = [["good"]], [[b"\xff\xfe"]], [["also good"]]
+    answers = at_once(triton, "texts", [np.array(text, object) for text in texts])
     assert answers[0].as_numpy("Y").tolist() == [[b"good"]]
     assert "input 'X' cannot be read: 'utf-8' codec can't decode" in str(answers[1])
     assert answers[2].as_numpy("Y").tolist() == [[b"also good"]]
-
-
-def test_requests_of_different_shapes_in_one_execution_all_get_answers(triton):
-    parts = [floats(1, 2), floats(1, 5), floats(2, 2)]
-    answers = at_once(triton, "ragged", [[given("X", part)] for part in parts])
-    for part, answer in zip(parts, answers, strict=True):
-        np.testing.assert_array_equal(answer.as_numpy("Y"), part + 1)
-
-
-def test_a_graph_that_loses_rows_is_an_error_and_no_wrong_answer(triton):
-    with pytest.raises(InferenceServerException, match="'Y' has 1 rows for a batch of"):
-        infer(triton, "loses_rows", floats(2, 3))
 
 
 def test_the_sequence_batcher_controls_reach_the_graph(triton):
@@ -605,6 +678,26 @@ def test_each_sequence_has_a_state_of_its_own(triton, name):
     assert total(1, 4, sequence_start=True, sequence_end=True) == 4
 
 
+def test_the_state_of_a_sequence_that_was_left_idle_is_forgotten(triton):
+    def memory_after(sequences: range) -> int:
+        for sequence in sequences:
+            x = [given("X", np.array([[1]], np.float32))]
+            options = {"sequence_id": sequence, "sequence_start": True}
+            assert triton.infer("sum_wide", x, **options).as_numpy("SUM") == 1
+        return stub_of(triton, "sum_wide").memory_full_info().uss
+
+    before = memory_after(range(1, 11))
+    time.sleep(1.1)  # more than twice max_sequence_idle_microseconds
+    states = (memory_after(range(11, 21)) - before) / (4 * STATE_LENGTH)
+    assert states < 5
+
+
+def test_thread_counts_are_kept(triton):
+    one = stub_of(triton, "one_thread").num_threads()
+    three_and_four = stub_of(triton, "session").num_threads()
+    assert three_and_four - one == (3 - 1) + (4 - 1)
+
+
 def test_the_log_is_free_of_what_onnxruntime_prints(triton):
     assert "onnxruntime:" not in triton.server.log(100_000)
 
@@ -632,264 +725,108 @@ def test_a_model_without_a_configuration_answers(completed):
 
 
 def test_a_load_may_override_the_configuration(completed):
-    completed.load_model("complete", config='{"max_batch_size": "16"}')
-    found = completed.get_model_config("complete")
+    completed.load_model("overridden", config='{"max_batch_size": "16"}')
+    found = completed.get_model_config("overridden")
     assert found["max_batch_size"] == 16
     assert found["input"][0]["dims"] == [3]
-    assert infer(completed, "complete", floats(16, 3)).shape == (16, 3)
+    assert infer(completed, "overridden", floats(16, 3)).shape == (16, 3)
 
 
 def test_batching_that_the_graph_cannot_do_is_refused_by_completion_too(completed):
-    with pytest.raises(InferenceServerException, match="set it to 0, for the model's"):
-        completed.load_model("fixed", config='{"max_batch_size": "16"}')
+    index = {m["name"]: m for m in completed.get_model_repository_index()}
+    assert "set it to 0, for the model's first" in index["cannot_batch"]["reason"]
 
 
-# What no server without a GPU, and no answer, can show.
+# Modules of the backend that know nothing of Triton.
 
 
-@pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The backend's module, with Triton's side of it as far as a load needs it."""
-    from helpers import embedded
-
-    folder = embedded.wheel() / "backends" / "python"
-    monkeypatch.syspath_prepend(folder)
-    import triton_python_backend_utils as pb_utils
-
-    refusal = type("TritonModelException", (Exception,), {})
-    monkeypatch.setattr(pb_utils, "TritonModelException", refusal, raising=False)
-    monkeypatch.setattr(pb_utils, "InferenceResponse", tuple, raising=False)
-    monkeypatch.setattr(pb_utils, "get_model_dir", lambda: str(tmp_path), raising=False)
-    (tmp_path / "model.onnx").write_bytes(models.identity())
-    spec = importlib.util.spec_from_file_location("onnxruntime_backend", MODEL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def configuration(backend: ModuleType, count: int = 1, **given: Any) -> Any:
-    parameters = {name: {"string_value": value} for name, value in given.items()}
-    return backend.Configuration(
+def configuration(count: int = 1, level: int = 0, **given: str) -> Configuration:
+    return Configuration(
         {
             "name": "m",
             "max_batch_size": 8,
             "default_model_filename": "",
             "instance_group": [{"count": count, "gpus": []}],
-            "parameters": parameters,
+            "optimization": {"graph": {"level": level}},
+            "parameters": {n: {"string_value": value} for n, value in given.items()},
         }
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        ("inter_op_thread_count", "-1", "a whole number from 0 up"),
-        ("execution_mode", "2", "one of 0, 1"),
-        ("enable_mem_arena", "maybe", "one of 1, 0, true, false"),
-        ("enable_mem_pattern", "", "one of 1, 0, true, false"),
-        ("optimization.graph.level", "7", "one of 0, -1, 1, 2"),
-        ("session.set_denormal_as_zero", "yes", "one of 1, 0, true, false"),
-        ("memory.enable_memory_arena_shrinkage", "gpu:0", "one of cpu:0"),
-    ],
-)
-def test_a_bad_parameter_is_refused_with_what_it_may_be(backend, name, value, allowed):
-    config = configuration(backend, **{name: value})
-    config.parameters[name] = value
-    message = f"model 'm': parameter {name} is '{value}' but must be {allowed}"
-    cpu = [("CPUExecutionProvider", {})]
-    with pytest.raises(Exception, match=re.escape(message)):
-        _ = backend.session_options(config), backend.run_options(config, cpu)
-
-
-def test_shrinking_an_arena_that_is_off_is_refused(backend):
-    shrinkage = {
-        "memory.enable_memory_arena_shrinkage": "cpu:0",
-        "enable_mem_arena": "0",
-    }
-    with pytest.raises(Exception, match="arena_shrinkage needs enable_mem_arena"):
-        backend.run_options(configuration(backend, **shrinkage), [])
-
-
-def test_a_decoupled_onnx_model_is_refused(backend):
-    config = configuration(backend)
-    config.config["model_transaction_policy"] = {"decoupled": True}
-    with pytest.raises(Exception, match="answers once, so decoupled is no use"):
-        config.refuse_unsupported()
-
-
-def test_parameters_reach_the_session(backend):
-    options = backend.session_options(
-        configuration(
-            backend,
-            intra_op_thread_count="3",
-            inter_op_thread_count="2",
-            execution_mode="1",
-            enable_mem_arena="false",
-            enable_mem_pattern="0",
-            **{"session.set_denormal_as_zero": "true"},
-        )
-    )
+def test_parameters_reach_the_session():
+    options = session.session_options(configuration(**SESSION))
     assert options.intra_op_num_threads == 3
-    assert options.inter_op_num_threads == 2
+    assert options.inter_op_num_threads == 4
     assert options.execution_mode.name == "ORT_PARALLEL"
-    assert not options.enable_cpu_mem_arena
+    assert options.enable_cpu_mem_arena
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
 
 
 @pytest.mark.parametrize(
     ("level", "meaning"),
-    [("0", "ALL"), ("-1", "BASIC"), ("1", "EXTENDED"), ("2", "DISABLE_ALL")],
+    [(0, "ALL"), (-1, "BASIC"), (1, "EXTENDED"), (2, "DISABLE_ALL")],
 )
-def test_the_graph_level_means_what_the_cpp_backend_says(backend, level, meaning):
-    config = configuration(backend)
-    config.parameters["optimization.graph.level"] = level
-    options = backend.session_options(config)
+def test_the_graph_level_means_what_the_cpp_backend_says(level, meaning):
+    options = session.session_options(configuration(level=level))
     assert options.graph_optimization_level.name.endswith(meaning)
 
 
-def test_threads_of_several_instances_do_not_spin_unless_counted(backend):
-    def spins(**given: Any) -> bool:
-        options = backend.session_options(configuration(backend, **given))
+def test_threads_of_several_instances_do_not_spin_unless_counted():
+    def spins(count: int, **given: str) -> bool:
+        options = session.session_options(configuration(count, **given))
         try:
-            return options.get_session_config_entry(backend.SPINNING[0]) != "0"
+            return options.get_session_config_entry(session.SPINNING[0]) != "0"
         except RuntimeError:  # nobody has set it, so onnxruntime's default holds
             return True
 
-    assert spins(count=1)
-    assert not spins(count=2)
-    assert spins(count=2, intra_op_thread_count="1")
-    assert spins(count=2, **{backend.SPINNING[0]: "1"})
+    assert spins(1)
+    assert not spins(2)
+    assert spins(2, intra_op_thread_count="1")
+    assert spins(2, **{session.SPINNING[0]: "1"})
 
 
-@pytest.fixture
-def instance(backend: ModuleType) -> Any:
-    """A model from X to A and C, which notes the runs of its session."""
-
-    class Session:
-        runs: ClassVar[list[tuple[list[str], tuple[int, ...]]]] = []
-
-        def run(self, names: list[str], feeds: dict, _: object) -> list[np.ndarray]:
-            self.runs.append((sorted(names), feeds["X"].shape))
-            return [feeds["X"] for _ in names]
-
-    model = backend.TritonPythonModel()
-    model.session, model.run_options, model.batching = Session(), None, True
-    model.outputs, model.states = {"A": None, "C": None}, backend.States({})
-    model.graph_inputs = {"X": backend.Spec("TYPE_FP32", [-1, -1])}
-    model.tensor = lambda name, array: (name, array.shape)
-    return model
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def request(array: np.ndarray, *wanted: str) -> SimpleNamespace:
-    x = SimpleNamespace(name=lambda: "X", as_numpy=lambda: array)
-    return SimpleNamespace(inputs=lambda: [x], requested_output_names=lambda: wanted)
-
-
-def test_only_the_outputs_that_are_asked_for_are_fetched(instance):
-    (answer,) = instance.execute([request(floats(1, 3), "C")])
-    assert answer == (("C", (1, 3)),)
-    instance.execute([request(floats(1, 3), "C"), request(floats(2, 3), "A")])
-    assert instance.session.runs == [(["C"], (1, 3)), (["A", "C"], (3, 3))]
-
-
-def test_requests_of_one_execution_need_one_run_for_each_shape(instance):
-    shapes = (1, 2), (1, 5), (2, 2)
-    answers = instance.execute([request(floats(*shape), "A") for shape in shapes])
-    assert answers == [(("A", shape),) for shape in shapes]
-    assert instance.session.runs == [(["A"], (3, 2)), (["A"], (1, 5))]
-
-
-def test_a_single_request_reaches_the_session_without_a_copy(instance, monkeypatch):
-    x, fed = floats(4, 3), []
-    monkeypatch.setattr(
-        instance.session, "run", lambda names, feeds, _: fed.append(feeds["X"]) or [x]
-    )
-    instance.execute([request(x, "A")])
-    assert fed[0] is x
-
-
-CUDA = "CUDAExecutionProvider"
-ON_GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
-
-
-def test_a_gpu_instance_runs_on_cuda_and_its_own_device(backend, monkeypatch, tmp_path):
-    monkeypatch.setattr(backend.ort, "get_available_providers", lambda: [CUDA])
-    args = {**ON_GPU, "model_repository": str(tmp_path)}
-    config = configuration(backend, gpu_mem_limit="1000", arena_extend_strategy="1")
-    cuda, cpu = backend.execution_providers(config, args)
-    assert cuda == (
-        CUDA,
-        {
-            "gpu_mem_limit": "1000",
-            "arena_extend_strategy": "kSameAsRequested",
-            "device_id": "1",
-        },
-    )
-    assert cpu == ("CPUExecutionProvider", {})
-
-
-def test_kind_gpu_without_cuda_is_refused(backend, tmp_path):
-    (tmp_path / "config.pbtxt").write_text("instance_group [ { kind: KIND_GPU } ]")
-    args = {**ON_GPU, "model_repository": str(tmp_path)}
-    with pytest.raises(
-        Exception, match="KIND_GPU is asked for, but onnxruntime has no"
-    ):
-        backend.execution_providers(configuration(backend), args)
-
-
-def test_kind_auto_without_cuda_runs_on_the_cpu(backend, tmp_path):
-    (tmp_path / "config.pbtxt").write_text(
-        "# KIND_GPU\ninstance_group [ { count: 1 } ]"
-    )
-    args = {**ON_GPU, "model_repository": str(tmp_path)}
-    providers = backend.execution_providers(configuration(backend), args)
-    assert providers == [("CPUExecutionProvider", {})]
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("gpu_execution_accelerator", "tensorrt"),
-        ("gpu_execution_accelerator", "cuda"),
-        ("cpu_execution_accelerator", "openvino"),
-        ("cpu_execution_accelerator", "abacus"),
-    ],
-)
-def test_an_accelerator_that_is_not_there_is_refused(backend, kind, name):
-    config = configuration(backend)
-    config.optimization = {
-        "execution_accelerators": {kind: [{"name": name, "parameters": {}}]}
+def on_gpu(repository: Path, text: str = "") -> dict[str, str]:
+    """Give the arguments of an instance on the GPU with number 1."""
+    (repository / "config.pbtxt").write_text(text)
+    return {
+        "model_instance_kind": "GPU",
+        "model_instance_device_id": "1",
+        "model_repository": str(repository),
     }
-    message = f"{kind} '{name}' cannot be honoured on a CPU instance"
-    with pytest.raises(Exception, match=message):
-        backend.execution_providers(config, {"model_instance_kind": "CPU"})
 
 
+def test_a_gpu_instance_runs_on_cuda_and_its_own_device(tmp_path):
+    config = configuration(gpu_mem_limit="1000", arena_extend_strategy="1")
+    expected = {
+        "gpu_mem_limit": "1000",
+        "arena_extend_strategy": "kSameAsRequested",
+        "device_id": "1",
+    }
+    found = session.execution_providers(config, on_gpu(tmp_path), [CUDA, CPU])
+    assert found == [(CUDA, expected), (CPU, {})]
+
+
+def test_kind_gpu_without_cuda_is_refused(tmp_path):
+    args = on_gpu(tmp_path, "instance_group [ { kind: KIND_GPU } ]")
+    with pytest.raises(Refusal, match="KIND_GPU is asked for, but onnxruntime has no"):
+        session.execution_providers(configuration(), args, [CPU])
+
+
+def test_kind_auto_without_cuda_runs_on_the_cpu(tmp_path):
+    args = on_gpu(tmp_path, "# KIND_GPU\ninstance_group [ { count: 1 } ]")
+    found = session.execution_providers(configuration(), args, [CPU])
+    assert found == [(CPU, {})]
+
+
+@pytest.mark.skipif(
+    CUDA in session.ort.get_available_providers(), reason="CUDA may be able to start"
+)
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_cannot_start_is_refused(backend):
-    config, options = configuration(backend), backend.ort.SessionOptions()
-    with pytest.raises(
-        Exception, match="onnxruntime could not start its CUDAExecution"
-    ):
-        backend.open_session(
-            config, options, [(CUDA, {}), ("CPUExecutionProvider", {})]
-        )
-
-
-def test_the_state_of_a_sequence_that_was_left_idle_is_forgotten(backend, monkeypatch):
-    state = {"input_name": "IN", "output_name": "OUT"}
-    policy = {"state": [state], "max_sequence_idle_microseconds": 1_000_000}
-    states, clock = backend.States(policy), [0.0]
-    monkeypatch.setattr(backend.time, "monotonic", lambda: clock[0])
-
-    first, second = (
-        SimpleNamespace(correlation_id=lambda n=n: n, flags=lambda: 0) for n in (1, 2)
-    )
-    states.keep(first, {"OUT": 1})
-    assert states.of(first) == {"IN": 1}
-    clock[0] = 3.0
-    states.keep(second, {"OUT": 2})
-    assert states.of(first) == {}
-    assert states.of(second) == {"IN": 2}
+def test_a_provider_that_cannot_start_is_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(models.identity())
+    with pytest.raises(Refusal, match="onnxruntime could not start its CUDAExecution"):
+        session.open_session(configuration(), tmp_path, [(CUDA, {}), (CPU, {})])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 CONTROL_TYPES = {
     "int32_false_true": "TYPE_INT32",
@@ -56,7 +58,7 @@ class Configuration:
         if self.config.get("model_transaction_policy", {}).get("decoupled"):
             raise self.refusal("an ONNX model answers once, so decoupled is no use")
 
-    def parameter(self, name: str, allowed: dict[str, Any]) -> Any:
+    def parameter(self, name: str, allowed: dict[str, T]) -> T:
         """Read what a parameter means; the first of the allowed is the default."""
         value = self.parameters.get(name, next(iter(allowed)))
         if value.lower() not in allowed:

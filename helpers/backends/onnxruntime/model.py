@@ -29,15 +29,7 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 from configuration import Configuration, Refusal
 from graph import compare, complete, graph_inputs, is_partial
-from session import (
-    CPU,
-    execution_providers,
-    one_sentence,
-    open_session,
-    run_options,
-    session_options,
-    unoptimized,
-)
+from session import CPU, execution_providers, one_sentence, open_session, run_options
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,8 +54,7 @@ class TritonPythonModel:
         with refusals():
             if is_partial(config):
                 version = Path(pb_utils.get_model_dir())
-                graph = open_session(config, version, unoptimized(), [(CPU, {})])
-                complete(config, graph)
+                complete(config, open_session(config, version, [(CPU, {})]))
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -75,8 +66,7 @@ class TritonPythonModel:
             available = ort.get_available_providers()
             providers = execution_providers(config, args, available)
             self.run_options = run_options(config, providers)
-            options = session_options(config)
-            self.session = open_session(config, version, options, providers)
+            self.session = open_session(config, version, providers)
             compare(config, self.session)
         self.graph_inputs = graph_inputs(self.session)
         self.outputs = config.outputs()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import onnxruntime as ort
-from configuration import Configuration, quoted
+from configuration import Configuration
 
 Providers = list[tuple[str, dict[str, str]]]
 
@@ -42,10 +42,7 @@ ort.set_default_logger_severity(SILENT)
 
 
 def open_session(
-    config: Configuration,
-    version: Path,
-    options: ort.SessionOptions,
-    providers: Providers,
+    config: Configuration, version: Path, providers: Providers
 ) -> ort.InferenceSession:
     """Load the model file out of a version's folder."""
     path = version / (config.config["default_model_filename"] or "model.onnx")
@@ -53,7 +50,7 @@ def open_session(
         path /= "model.onnx"
     if not path.exists():
         raise config.refusal(f"there is no file '{path}'")
-    options.log_severity_level = SILENT
+    options = session_options(config)
     try:
         session = ort.InferenceSession(path, options, providers)
     except Exception as error:
@@ -64,16 +61,10 @@ def open_session(
     return session
 
 
-def unoptimized() -> ort.SessionOptions:
-    """Ask for the graph as it is in the file."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
-
-
 def session_options(config: Configuration) -> ort.SessionOptions:
     """Set what `parameters`, `optimization` and `model_operations` ask for."""
     options = ort.SessionOptions()
+    options.log_severity_level = SILENT
     level = config.parameter("optimization.graph.level", GRAPH_LEVELS)
     options.graph_optimization_level = level
     options.execution_mode = config.parameter("execution_mode", EXECUTION_MODES)
@@ -130,12 +121,10 @@ def execution_providers(
     accelerators = config.config["optimization"].get("execution_accelerators", {})
     for kind, listed in accelerators.items():
         for accelerator in listed:
-            name = accelerator["name"]
-            if (kind, name, on_gpu) != ("gpu_execution_accelerator", "cuda", True):
+            name = f"{kind} '{accelerator['name']}'"
+            if not (on_gpu and name == "gpu_execution_accelerator 'cuda'"):
                 where = f"a {'GPU' if on_gpu else 'CPU'} instance"
-                having = f"with {quoted(available)}"
-                message = f"{kind} '{name}' cannot be honoured on {where} {having}"
-                raise config.refusal(message)
+                raise config.refusal(f"{name} cannot be honoured on {where}")
             given |= accelerator["parameters"]
     if not on_gpu:
         return [(CPU, {})]
@@ -146,12 +135,9 @@ def execution_providers(
 def cuda_parameters(config: Configuration) -> dict[str, str]:
     """Read the CUDA provider's options from where they stood before accelerators."""
     given = config.parameters
-    limit = {name: given[name] for name in ("gpu_mem_limit",) if name in given}
-    return limit | {
-        name: config.parameter(name, allowed)
-        for name, allowed in CUDA_PARAMETERS.items()
-        if name in given
-    }
+    limit = {n: value for n, value in given.items() if n == "gpu_mem_limit"}
+    known = {n: CUDA_PARAMETERS[n] for n in CUDA_PARAMETERS.keys() & given.keys()}
+    return limit | {n: config.parameter(n, allowed) for n, allowed in known.items()}
 
 
 def names_gpu(repository: Path) -> bool:
