@@ -54,7 +54,7 @@ def complete(config: Configuration, session: ort.InferenceSession) -> None:
     inputs, outputs = specs(session.get_inputs()), specs(session.get_outputs())
     if all(spec.shape[:1] == [-1] for spec in [*inputs.values(), *outputs.values()]):
         given["max_batch_size"] = given["max_batch_size"] or DEFAULT_MAX_BATCH_SIZE
-        if given["max_batch_size"] > 1 and not config.sequences:
+        if given["max_batch_size"] > 1 and "sequence_batching" not in given:
             given.setdefault("dynamic_batching", {})
     for name in config.sequence_inputs():
         inputs.pop(name, None)
