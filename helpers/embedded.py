@@ -65,6 +65,7 @@ class Server:
     shared: bool  # may another kernel use it?
     owner: Process  # who started it
     process: Process | None = None
+    unpacked: str | None = None  # its Python backend's folder in /tmp
 
     @property
     def folder(self) -> Path:
@@ -197,7 +198,7 @@ def environment() -> dict[str, str]:
 def make_backends(folder: Path) -> Path:
     """Fill a backend directory with the wheel's Python backend and with ours.
 
-    The library must be a real file, the stub executable, the rest may be links.
+    Triton refuses a library that is a link to another folder; the rest may be links.
     """
     source = wheel() / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -205,10 +206,8 @@ def make_backends(folder: Path) -> Path:
     target = folder / "backends" / "python"
     target.mkdir(parents=True)
     shutil.copyfile(source / "libtriton_python.so", target / "libtriton_python.so")
-    shutil.copyfile(stub, target / stub.name)
-    (target / stub.name).chmod(0o755)
-    utilities = "triton_python_backend_utils.py"
-    (target / utilities).symlink_to(source / utilities)
+    for file in (stub, source / "triton_python_backend_utils.py"):
+        (target / file.name).symlink_to(file)
     for module in (Path(__file__).parent / "backends").glob("*/*.py"):
         link = folder / "backends" / module.parent.name / module.name
         link.parent.mkdir(exist_ok=True)
@@ -359,6 +358,8 @@ def launch(
         check_stub(make_backends(server.folder))
         spawn(server)
         wait_until_listening(server)
+        server.unpacked = find_unpacked(server)
+        server.write()
     except PortLostError:
         end(server)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
@@ -459,6 +460,7 @@ def end(server: Server) -> None:
     """End a server, politely first, and remove all that it leaves."""
     polite = False
     if server.process and lives(server.process):
+        server.unpacked = server.unpacked or find_unpacked(server)
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process = psutil.Process(server.process[0])
             process.terminate()
@@ -502,15 +504,38 @@ def kill_rest(server: Server) -> None:
         region.unlink(missing_ok=True)
 
 
+def find_unpacked(server: Server) -> str | None:
+    """Return the folder that a live server's Python backend has made in /tmp.
+
+    Nothing but the server's own memory tells whose such a folder is, and a server that
+    is killed leaves it behind. Returns None where there is none, or no right to look.
+    """
+    process = Path(f"/proc/{server.process[0]}")
+    with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
+        for line in (process / "maps").read_text().splitlines():
+            place, access, _, _, file = line.split()[:5]
+            start, end = (int(number, 16) for number in place.split("-"))
+            # It is in the allocator's small regions, not in threads' stacks of 8 MB.
+            if access.startswith("rw") and file == "0" and end - start < 2**23:
+                memory.seek(start)
+                found = re.search(rb"/tmp/python_env_\w{6}", memory.read(end - start))
+                if found and Path(found[0].decode()).is_dir():
+                    return found[0].decode()
+    return None
+
+
 def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
-    The name of such a folder does not tell whose it is. One that is younger than the
-    server and older than every tritonserver alive can belong to no other; with a doubt
-    nothing is removed, and a later sweep tries again.
+    Where its memory was not read, age decides: a folder that is younger than the server
+    and older than every tritonserver alive can belong to no other. With a doubt nothing
+    is removed, and a later sweep tries again.
     """
-    if server.process is None:
+    if server.unpacked:
+        shutil.rmtree(server.unpacked, ignore_errors=True)
+    if server.unpacked or not server.process:
         return True
+    claimed = {other.unpacked for other in records()}
     living = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(OSError):
@@ -522,6 +547,8 @@ def remove_unpacked(server: Server) -> bool:
             status = folder.stat()
             folder_age = time.time() - status.st_mtime
             if status.st_uid != os.getuid() or folder_age > age(server.process) - 0.01:
+                continue
+            if str(folder) in claimed:
                 continue
             if any(server_age > folder_age - 0.1 for server_age in living):
                 sure = False

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpcclient
@@ -14,6 +15,7 @@ import tritonclient.http as httpclient
 from conftest import QUICK, echo, process_of, write_echo
 
 from helpers import bootstrap, embedded, server
+from helpers.repository import REPOSITORY
 
 # --- What it promises --------------------------------------------------------------
 
@@ -47,6 +49,20 @@ def test_the_command_is_what_runs(triton):
     program, *typed = triton.command.replace(" \\\n  ", " ").split(" ")
     assert program == "tritonserver"
     assert [Path(word).name for word in typed] == [Path(word).name for word in running]
+
+
+def test_it_writes_nothing_into_the_readers_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with server.start(
+        REPOSITORY, id="homely", disable_auto_complete_config=True
+    ) as ours:
+        client = httpclient.InferenceServerClient(ours.http)
+        inputs = [httpclient.InferInput(f"INPUT{i}", [1, 16], "INT32") for i in (0, 1)]
+        for tensor in inputs:
+            tensor.set_data_from_numpy(np.ones((1, 16), np.int32))
+        assert client.infer("simple", inputs).as_numpy("OUTPUT0").sum() == 32
+        client.close()
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_log_is_read_from_its_end(triton):
