@@ -358,15 +358,13 @@ def launch(
         check_stub(make_backends(server.folder))
         spawn(server)
         wait_until_listening(server)
-        server.unpacked = find_unpacked(server)
-        server.write()
     except PortLostError:
-        end(server)
+        end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
             return launch(repositories, flags, shared, attempts - 1)
         raise
-    except BaseException:
-        end(server)
+    except BaseException as error:
+        end(server, by_itself=isinstance(error, StartError) and not server.alive())
         raise
     return server
 
@@ -398,7 +396,10 @@ def spawn(server: Server) -> None:
 def wait_until_listening(server: Server) -> None:
     """Return when this server listens; raise StartError when it ends or takes long."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not server.listening():
+    listening = False
+    while not listening:
+        listening = server.listening()
+        note_unpacked(server)
         if not server.alive():
             raise failure(server.log())
         if time.monotonic() > deadline:
@@ -456,19 +457,21 @@ def failure(log: str) -> StartError:
 # --- End ---------------------------------------------------------------------------
 
 
-def end(server: Server) -> None:
-    """End a server, politely first, and remove all that it leaves."""
-    polite = False
+def end(server: Server, by_itself: bool = False) -> None:
+    """End a server, politely first, and remove all that it leaves.
+
+    One that has ended `by_itself`, not by a kill, has tidied up /tmp already.
+    """
     if server.process and lives(server.process):
-        server.unpacked = server.unpacked or find_unpacked(server)
+        note_unpacked(server)
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process = psutil.Process(server.process[0])
             process.terminate()
             process.wait(EXIT_TIMEOUT_S + 2)
-            polite = True
+            by_itself = True
     with bootstrap.alone(state()):
         kill_rest(server)
-        if remove_unpacked(server) or polite:
+        if remove_unpacked(server) or by_itself:
             shutil.rmtree(server.folder, ignore_errors=True)
         sweep()
         remove_if_empty(state())
@@ -502,6 +505,13 @@ def kill_rest(server: Server) -> None:
     psutil.wait_procs(left, timeout=2)
     for region in SHM.glob(f"{server.name}*"):
         region.unlink(missing_ok=True)
+
+
+def note_unpacked(server: Server) -> None:
+    """Write into a live server's record which folder in /tmp is its own."""
+    if not server.unpacked and (found := find_unpacked(server)):
+        server.unpacked = found
+        server.write()
 
 
 def find_unpacked(server: Server) -> str | None:

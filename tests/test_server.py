@@ -76,6 +76,7 @@ def test_a_record_is_never_half_written(triton):
     assert not list(triton._process.folder.glob("*.part"))
 
 
+@pytest.mark.alone
 def test_it_takes_three_other_ports_and_says_so_where_one_is_taken(
     echo_repository, capsys
 ):
