@@ -146,7 +146,7 @@ def install():
     if not ask(PYTHON):
         run(choose_python(), "-m", "venv", "--clear", VENV)
     print("Installing the pinned packages into .venv (about two minutes) ...")
-    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile")
     run(
         *(pip + ("--require-hashes", "--no-deps", "--requirement", "requirements.lock"))
     )
