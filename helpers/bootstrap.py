@@ -146,7 +146,8 @@ def install():
     if not ask(PYTHON):
         run(choose_python(), "-m", "venv", "--clear", VENV)
     print("Installing the pinned packages into .venv (about two minutes) ...")
-    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile")
+    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    pip += ("--no-compile",)  # of what is installed, little is ever imported
     run(
         *(pip + ("--require-hashes", "--no-deps", "--requirement", "requirements.lock"))
     )

@@ -263,6 +263,19 @@ def is_free(port: int, address: str = HOST) -> bool:
         return True
 
 
+def ports_of_servers() -> set[int]:
+    """Return the ports of all servers here, also of those that don't listen yet.
+
+    Another user's are told by their command lines, as are those of other folders.
+    """
+    ports = {port for server in records() for port in server.ports.values()}
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "tritonserver":
+            command = " ".join(process.info["cmdline"] or [])
+            ports |= {int(port) for port in re.findall(r"-port=(\d+)", command)}
+    return ports
+
+
 def choose_ports(flags: Flags, claimed: set[int]) -> dict[str, int]:
     """Return a port per protocol: those asked for, else the first free three in a row.
 
@@ -337,7 +350,7 @@ def launch(
     check_paths(repositories)
     with bootstrap.alone(state()):
         sweep()
-        claimed = {port for other in records() for port in other.ports.values()}
+        claimed = ports_of_servers()
         try:
             ports = choose_ports(flags, claimed)
         except StartError:

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as httpclient
+from xdist.scheduler import LoadScopeScheduling
 
 from helpers import embedded, server
 
@@ -28,6 +29,17 @@ def pytest_configure() -> None:
     parent = os.environ["TMPDIR"] if "PYTEST_XDIST_WORKER" in os.environ else "/tmp"
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=parent)
     tempfile.tempdir = None
+
+
+class ByFile(LoadScopeScheduling):
+    """Keep a file's tests on one worker, but spread the checks of lessons."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "test_strictness" in nodeid else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
 
 
 def pytest_unconfigure() -> None:
@@ -123,7 +135,4 @@ def traces() -> set[str]:
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(embedded.TOKEN, "").startswith(ours):
                 found.add(f"process {process.pid}")
-    # Nothing tells whose these are, but without a second worker they are ours.
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        found |= {str(path) for path in embedded.TEMPORARY.glob("python_env_*")}
     return found | {str(path) for path in embedded.state().parent.glob("triton-*")}

@@ -86,7 +86,6 @@ def test_a_server_outlives_its_kernel_and_is_found_and_stopped_from_another():
     assert not psutil.pid_exists(int(first))
 
 
-@pytest.mark.alone
 def test_connect_finds_a_server_that_was_killed_gone_and_starts_another():
     killed = server.connect()
     process_of(killed).kill()
@@ -120,7 +119,6 @@ def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
     assert shell.wait(6) == 0  # the issue's own bound
 
 
-@pytest.mark.alone
 def test_the_foreground_command_ends_with_1_when_its_server_is_killed(echo_repository):
     shell = subprocess.Popen(
         [
@@ -153,36 +151,37 @@ def test_an_interrupted_start_leaves_nothing(echo_repository, monkeypatch):
 # --- Nothing is left --------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_thirty_servers_ten_of_them_killed_leave_nothing(echo_repository, tmp_path):
     before = traces()
 
-    def live_and_die(number: int) -> list[float]:
+    def live_and_die(number: int) -> tuple[list[float], str]:
         triton = server.start(echo_repository, id=f"number-{number}", **QUICK)
         answer = echo(triton)
         if number % 3 == 0:
             process_of(triton).kill()
         triton.stop()
-        return answer
+        return answer, triton._process.unpacked
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(live_and_die, range(30)))
-    assert answers == [[0, 1, 2]] * 30
+        answers, unpacked = zip(*pool.map(live_and_die, range(30)), strict=True)
+    assert answers == ([0, 1, 2],) * 30
+    assert len(set(unpacked)) == 30
+    assert not any(Path(folder).exists() for folder in unpacked)
     assert traces() == before
 
 
-@pytest.mark.alone
 def test_a_killed_server_is_swept_by_the_next_start(echo_repository):
     before = traces()
     killed = server.start(echo_repository, **QUICK)
     process_of(killed).kill()
     assert wait_for(lambda: not killed._process.alive())
     assert traces() != before
+    assert Path(killed._process.unpacked).exists()
     server.start(echo_repository, id="the next one", **QUICK).stop()
+    assert not Path(killed._process.unpacked).exists()
     assert traces() == before
 
 
-@pytest.mark.alone
 def test_a_killed_stub_and_kernel_leave_nothing_after_the_stop(echo_repository):
     before = traces()
     code = """
@@ -197,10 +196,10 @@ os.kill(os.getpid(), 9)
         if process.pid != record.process[0]:
             process.kill()
     server.stop_all()
+    assert not Path(record.unpacked).exists()
     assert traces() == before
 
 
-@pytest.mark.alone
 def test_a_kernel_killed_while_it_starts_leaves_nothing_for_long(echo_repository):
     before = traces()
     code = "import sys; from helpers import server; server.start(sys.argv[1])"
@@ -212,7 +211,6 @@ def test_a_kernel_killed_while_it_starts_leaves_nothing_for_long(echo_repository
     assert traces() == before
 
 
-@pytest.mark.alone
 def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
     theirs = [
         embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",
