@@ -62,12 +62,10 @@ def fetch(remote: Remote, file: Path, timeout_s: float = TIMEOUT_S) -> None:
     What has arrived waits in `<name>.part` beside it. A file that is there, put there
     by hand perhaps, is kept if its hash is right. Raises DownloadError.
     """
-    if has_hash(file, remote.sha256):
-        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with bootstrap.alone(file.parent):
-            if not has_hash(file, remote.sha256):  # unless fetched while this waited
+            if not has_hash(file, remote.sha256):
                 _fetch(remote, file, timeout_s)
     except OSError as error:
         raise DownloadError(_explain(error, remote, file)) from error
@@ -131,8 +129,6 @@ def _complete(url: str, remote: Remote, part: Path, timeout_s: float) -> None:
 
 def _go_on(url: str, remote: Remote, part: Path, timeout_s: float, bar: "tqdm") -> None:
     """Add to `part` what one connection brings; raises _Broken if that isn't all."""
-    if remote.size and _size(part) > remote.size:
-        part.unlink()
     have = _size(part)
     if have and have == remote.size:
         return
@@ -181,7 +177,7 @@ def _open(
         if early:
             why = getattr(reason, "strerror", None) or reason
             raise _Problem(f"no connection ({why})") from None
-        raise _Broken("the connection broke before an answer") from None
+        raise _Broken("no answer that is HTTP") from None
 
 
 def _chunks(answer: http.client.HTTPResponse, length: int) -> Iterator[bytes]:

@@ -174,7 +174,6 @@ def _fetch_model(folder: Path, timeout_s: float) -> None:
     if not _is_complete(folder):
         if not has_hash(folder / "1" / "model.onnx", weights.sha256):
             download.fetch(weights, DOWNLOADS / weights.name, timeout_s)
-        DOWNLOADS.mkdir(exist_ok=True)
         with bootstrap.alone(DOWNLOADS):
             if not _is_complete(folder):  # unless installed while this one waited
                 _install(folder)
