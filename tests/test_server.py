@@ -281,11 +281,6 @@ def test_an_address_that_makes_no_sense_is_refused(monkeypatch, value):
     assert connect_refusal().startswith(f"TRITON={value} is not understood")
 
 
-def test_docker_is_refused_until_it_is_there(monkeypatch):
-    monkeypatch.setenv("TRITON", "docker")
-    assert connect_refusal().startswith("TRITON=docker is not there yet")
-
-
 # --- A server that somebody else runs ----------------------------------------------
 
 

@@ -4,17 +4,21 @@
 
 Debian's engine and a small Debian are unpacked, not installed, and the image is made
 of the server in the `nvidia-pytriton` wheel: no registry of images is asked. All that
-is costly stays in `.cache/docker`, which git ignores; a second run takes seconds.
-It needs root, on Debian 12.
+is costly stays in `.cache/docker`, which git ignores; a second run takes seconds. It
+needs root, on Debian 12. Containers get a bridge network unless the machine has an
+engine of its own: with that, they can publish ports, but reach nothing outside.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,9 +28,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import embedded  # noqa: E402
+from helpers import bootstrap, embedded  # noqa: E402
 
 IMAGE = "nvcr.io/nvidia/tritonserver:24.03-py3"
+BRIDGE = Path("/sys/class/net/docker0")
 CACHE = ROOT / ".cache" / "docker"
 PYTHON = "3.11"  # Debian 12's, so the image's
 ENGINE_PACKAGES = ["containerd", "docker.io", "runc"]
@@ -109,6 +114,8 @@ def wheels() -> Path:
     pins = [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
     folder = CACHE / f"wheels-{'-'.join(pins)}"
     if not folder.exists():
+        for old in CACHE.glob("wheels-*"):
+            shutil.rmtree(old)
         part = tempfile.mkdtemp(prefix="wheels-", dir=CACHE)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         pip += ["--no-compile", "--only-binary=:all:", f"--python-version={PYTHON}"]
@@ -153,6 +160,12 @@ def lay_out_rest(folder: Path) -> None:
     (folder / "usr" / "bin" / "python3").symlink_to(f"python{PYTHON}")
     packages = folder / "usr" / "local" / "lib" / f"python{PYTHON}" / "dist-packages"
     shutil.copytree(wheels(), packages)
+    # Without this, each container would compile NumPy anew.
+    compiled = ["/usr/lib/python3.11", "/usr/local/lib"]
+    skipped = "/(tests?|idlelib|tools|transformers|quantization)/"
+    run(
+        "chroot", folder, "python3", "-m", "compileall", "-qq", "-x", skipped, *compiled
+    )
 
 
 def image_key() -> str:
@@ -213,63 +226,85 @@ def remove_containers() -> None:
 
 def unmount(folders: list[Path]) -> None:
     """Unmount all that an engine has left mounted below these folders."""
-    mounted = [
-        line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()
-    ]
-    for place in reversed(mounted):
+    lines = Path("/proc/mounts").read_text().splitlines()
+    for place in reversed([line.split()[1] for line in lines]):
         if any(folder in Path(place).parents for folder in folders):
             run("umount", place)
 
 
-@contextlib.contextmanager
-def engine() -> Iterator[dict[str, str]]:
-    """Run an engine that has the image; yield the environment that leads to it.
+def remove_bridge() -> None:
+    """Remove the bridge that an engine has left: `ip link delete docker0`."""
+    set_flags, delete_bridge, name = 0x8914, 0x89A1, BRIDGE.name.encode()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", name, 0))  # down
+        fcntl.ioctl(any_socket, delete_bridge, name)
 
-    In the block, this process's own environment leads there too. After it, nothing of
-    the engine runs or is mounted. Raises CannotRunError where none can run.
+
+def start(folder: Path, data: Path, *options: str) -> subprocess.Popen:
+    """Start an engine with its files in these folders; raise if it does not answer."""
+    log = folder / "log"
+    with log.open("wb") as stream:
+        daemon = subprocess.Popen(
+            [
+                "dockerd",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+                f"--data-root={data}",
+                f"--exec-root={folder}/run",
+                f"--pidfile={folder}/docker.pid",
+                f"--host=unix://{folder}/docker.sock",
+                *options,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until_it_answers(daemon, log)
+    except BaseException:
+        daemon.terminate()
+        daemon.wait(30)
+        raise
+    return daemon
+
+
+@contextlib.contextmanager
+def engine(*options: str) -> Iterator[None]:
+    """Run an engine that has the image, with more options of dockerd if need be.
+
+    In the block, this process's environment leads the docker command there. After it,
+    nothing of the engine runs or is mounted. Raises CannotRunError where none can run.
     """
     check_machine()
     CACHE.mkdir(parents=True, exist_ok=True)
-    before = dict(os.environ)
-    folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
-    data, log = CACHE / f"data-{image_key()}", folder / "log"
-    daemon = None
-    try:
-        os.environ |= environment(folder)
-        for old in CACHE.glob("data-*"):
-            if old != data:
+    with bootstrap.alone(CACHE):
+        before, bridged = dict(os.environ), BRIDGE.exists()
+        options = options or (("--bridge=none",) if bridged else ())
+        folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
+        folder.chmod(0o755)  # the socket itself says who may use it
+        data = CACHE / f"data-{image_key()}"
+        daemon = None
+        try:
+            for old in set(CACHE.glob("data-*")) - {data}:
                 shutil.rmtree(old)
-        with log.open("wb") as stream:
-            daemon = subprocess.Popen(
-                [
-                    "dockerd",
-                    "--iptables=false",
-                    "--ip6tables=false",
-                    "--ip-forward=false",
-                    "--bridge=none",
-                    f"--data-root={data}",
-                    f"--exec-root={folder}/run",
-                    f"--pidfile={folder}/docker.pid",
-                    f"--host=unix://{folder}/docker.sock",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        wait_until_it_answers(daemon, log)
-        if not run("docker", "images", "--quiet", IMAGE):
-            make_image()
-        yield {name: os.environ[name] for name in ("PATH", "DOCKER_HOST")}
-    finally:
-        if daemon:
-            remove_containers()
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait(30)
+            os.environ |= environment(folder)
+            daemon = start(folder, data, *options)
+            if not run("docker", "images", "--quiet", IMAGE):
+                make_image()
+            yield
+        finally:
+            if daemon:
+                remove_containers()
+                daemon.terminate()
+                daemon.wait(30)
             unmount([folder, data])
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+            if BRIDGE.exists() and not bridged:
+                remove_bridge()
+            os.environ.clear()
+            os.environ.update(before)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:
