@@ -44,9 +44,9 @@ class Server:
     mounts: dict[str, str]  # a path on this machine: that in the container
     ports: dict[str, int]
     published: bool  # port by port; else the container uses this machine's network
-    gpus: str
-    shared: bool  # may another kernel use it?
-    owner: embedded.Process  # who started it
+    gpus: str = "0"
+    shared: bool = False  # may another kernel use it?
+    owner: embedded.Process = (0, 0)  # who started it
     written: list[str] = dataclasses.field(default_factory=list)
     follower: threading.Thread | None = None
 

@@ -204,7 +204,7 @@ def show_progress(lines: Iterable[str]) -> None:
     with tqdm(unit=" layers", file=sys.stdout, total=0) as bar:
         for line in lines:
             layer, _, news = line.strip().partition(": ")
-            if news == "Pulling fs layer":
+            if news in ("Pulling fs layer", "Already exists"):
                 bar.total += 1
             if news:
                 bar.set_description(f"{layer[:12]} {news}")

@@ -16,10 +16,11 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Protocol
@@ -80,6 +81,11 @@ class Triton:
         if not self._process:
             return f"TRITON={self.http}  # started by somebody else"
         return typed(self._process.words(), " \\\n  ")
+
+    @property
+    def addresses(self) -> str:
+        """The three addresses in a line."""
+        return f"HTTP {self.http}, gRPC {self.grpc}, metrics {self.metrics}"
 
     def log(self, lines: int = 20) -> str:
         """Return the log's last lines; after the stop, those that were its last."""
@@ -176,8 +182,8 @@ def starter() -> ModuleType:
     """Return what starts servers here; raise StartError where TRITON says not to."""
     if source() not in KINDS:
         raise StartError(
-            f"TRITON={source()} names a server that somebody else runs: unset TRITON to"
-            " start one here."
+            f"TRITON={source()} names a server that somebody else runs, and this step"
+            " starts one of its own: unset TRITON, or say TRITON=docker, to take it."
         )
     return KINDS[source()]
 
@@ -200,8 +206,7 @@ def attach(address: str) -> Triton:
     try:
         with urllib.request.urlopen(f"http://{triton.http}/v2", timeout=5) as answer:
             found = json.load(answer)
-            print(f"{found['name']} {found['version']} at HTTP {triton.http}")
-            return triton
+            program = f"{found['name']} {found['version']}"
     except (urllib.error.HTTPError, ValueError, KeyError, TypeError):
         raise StartError(
             f"What answers at http://{triton.http} is not Triton's HTTP endpoint: check"
@@ -212,6 +217,43 @@ def attach(address: str) -> Triton:
             f"No Triton answers at http://{triton.http} ({error}): check that it runs"
             " and that TRITON names its HTTP port."
         ) from None
+    print(f"{triton.command}: {program}")
+    print(triton.addresses)
+    for sentence in lacking(triton):
+        print(sentence)
+    return triton
+
+
+def lacking(triton: Triton) -> Iterator[str]:
+    """Yield a sentence for each thing that the lessons use and this server has not."""
+    for model in repository.MODELS:
+        if not answers(f"http://{triton.http}/v2/models/{model}/ready"):
+            yield (
+                f"It does not serve the model {model}: copy data/model_repository/"
+                f"{model} into its repository, and load it or start it again."
+            )
+    if not answers(f"http://{triton.metrics}/metrics"):
+        yield (
+            f"No metrics at {triton.metrics}: if they are at another port, name all"
+            " three, as in TRITON=HOST:HTTP,GRPC,METRICS."
+        )
+    host, _, port = triton.grpc.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        yield (
+            f"No gRPC at {triton.grpc}: if it is at another port, name all three, as in"
+            " TRITON=HOST:HTTP,GRPC,METRICS."
+        )
+
+
+def answers(url: str) -> bool:
+    """Return whether a URL can be read."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def texts(value: Flag) -> list[str]:
@@ -265,7 +307,7 @@ def announce(server: Process) -> Triton:
     asked = any(f"{p}-port" in server.flags for p in embedded.PROTOCOLS)
     usual = asked or server.ports["http"] == embedded.FIRST_PORTS[0]
     others = "" if usual else " (8000 to 8002 are not all free)"
-    print(f"HTTP {triton.http}, gRPC {triton.grpc}, metrics {triton.metrics}{others}")
+    print(f"{triton.addresses}{others}")
     return triton
 
 

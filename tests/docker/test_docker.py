@@ -146,6 +146,7 @@ def test_the_command_typed_into_a_shell_is_what_ran(echo_repository, monkeypatch
     ).stdout.splitlines()
     assert printed == triton._process.words()[1:]
     assert "$PWD/" in typed
+    assert "-p127.0.0.1:" in typed
     assert ran["Config"]["Cmd"] == printed[printed.index("tritonserver") :]
     assert ran["HostConfig"]["Binds"] == [f"{echo_repository}:/models:ro"]
     assert ran["HostConfig"]["ShmSize"] == 1 << 30
