@@ -8,6 +8,7 @@ of a server are known by a variable in their environment.
 import contextlib
 import dataclasses
 import functools
+import getpass
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +39,7 @@ START_TIMEOUT_S = 180
 EXIT_TIMEOUT_S = 3
 METRICS_INTERVAL_MS = 200  # an end waits for the next of these; the default is 2000
 SHM = Path("/dev/shm")
+PROC = Path("/proc")
 TEMPORARY = Path("/tmp")  # where Triton's Python backend unpacks, whatever TMPDIR says
 
 Process = tuple[int, int]  # process id, and its start in ticks since boot
@@ -84,6 +86,34 @@ class Server:
             return (self.folder / "log").read_text(errors="replace")
         return ""
 
+    def words(self) -> list[str]:
+        """Return the command that runs, word by word."""
+        return ["tritonserver", *self.arguments]
+
+    def short_words(self) -> list[str]:
+        """Return that command without the defaults that we add."""
+        return ["tritonserver", *as_arguments(self.flags)]
+
+    def current(self) -> bool:
+        """Return whether a server started now would be of the same program."""
+        return True
+
+    def wait(self) -> None:
+        """Return when it listens; raise StartError when it ends or takes long."""
+        wait_until_listening(self)
+
+    def print_log(self) -> None:
+        """Write its log to stderr until it ends."""
+        with (self.folder / "log").open() as log:
+            while self.alive():
+                sys.stderr.write(log.read())
+                time.sleep(0.1)
+            sys.stderr.write(log.read())
+
+    def end(self) -> None:
+        """End it, and remove all that it leaves."""
+        end(self)
+
     def alive(self) -> bool:
         """Return whether it runs, or is about to be started by a live process."""
         return lives(self.process or self.owner)
@@ -104,22 +134,33 @@ class Server:
 
 def state() -> Path:
     """Return the folder of this user's records; it is there while a server is."""
-    return Path(tempfile.gettempdir()) / f"triton-notebooks-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"triton-notebooks-{user}"
+
+
+def course() -> str:
+    """Return what all servers of this user have in their name, and nobody else's."""
+    return hashlib.sha256(str(state()).encode()).hexdigest()[:4]
 
 
 def new_name() -> str:
     """Return a name that no other server has, which its shared memory begins with."""
-    course = hashlib.sha256(str(state()).encode()).hexdigest()[:4]
-    return f"triton-{course}-{secrets.token_hex(4)}"
+    return f"triton-{course()}-{secrets.token_hex(4)}"
 
 
 def identity(pid: int) -> Process:
     """Return what tells a process from a later one with the same number.
 
     The kernel counts a process's start in ticks since boot, which no change of the
-    clock moves. Raises OSError for a process that is not there, or a zombie.
+    clock moves; other systems than Linux tell the time of the start instead. Raises
+    OSError for a process that is not there, or a zombie.
     """
-    status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if not PROC.exists():
+        try:
+            return pid, int(psutil.Process(pid).create_time() * 100)
+        except psutil.NoSuchProcess:
+            raise ProcessLookupError(pid) from None
+    status = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     if status[0] == "Z":
         raise ProcessLookupError(pid)
     return pid, int(status[19])
@@ -228,14 +269,18 @@ def check_stub(backends: Path) -> None:
         )
 
 
-def check_paths(repositories: Sequence[str]) -> None:
-    """Refuse what Triton would choke on: no such folder, no model, a space."""
+def check_spaces(repositories: Sequence[str]) -> None:
+    """Refuse a path that Triton would hand to a shell in two pieces."""
     for path in (sys.prefix, tempfile.gettempdir(), *repositories):
         if " " in str(path):
             raise StartError(
                 f"Triton can't work with the space in '{path}': move it to a path"
                 " without one."
             )
+
+
+def check_repositories(repositories: Sequence[str]) -> None:
+    """Refuse what Triton would choke on: no such folder, no model."""
     for repository in map(Path, repositories):
         if not repository.is_dir():
             raise StartError(
@@ -347,7 +392,8 @@ def launch(
 
     Raises StartError with the reason, as far as the server's log tells it.
     """
-    check_paths(repositories)
+    check_spaces(repositories)
+    check_repositories(repositories)
     with bootstrap.alone(state()):
         sweep()
         claimed = ports_of_servers()
@@ -416,12 +462,17 @@ def wait_until_listening(server: Server) -> None:
         if not server.alive():
             raise failure(server.log())
         if time.monotonic() > deadline:
-            last = messages(server.log())[-1:] or ["nothing"]
-            raise StartError(
-                f"Triton is not ready after {START_TIMEOUT_S} s; its log's last word"
-                f" is: {last[0]}"
-            )
+            raise too_slow(server.log())
         time.sleep(0.02)
+
+
+def too_slow(log: str) -> StartError:
+    """Return what there is to say when the wait is over."""
+    last = messages(log)[-1:] or ["nothing"]
+    return StartError(
+        f"Triton is not ready after {START_TIMEOUT_S} s; its log's last word is:"
+        f" {last[0]}"
+    )
 
 
 # --- Reading the log ---------------------------------------------------------------

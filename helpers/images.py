@@ -6,9 +6,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from helpers.repository import DATA
+from helpers.repository import PHOTOS
 
-PHOTOS = DATA / "photos"
+__all__ = ["PHOTOS", "read_photo"]
 
 
 def read_photo(

@@ -1,28 +1,36 @@
-"""Build the course's model repository: `python -m helpers.repository [PATH]`.
+"""The course's model repository: `python -m helpers.repository [MODEL ...]`.
 
 git holds each model's config.pbtxt and labels in data/model_repository; the weights
 are built beside them. Built files are the same to the byte on every machine, so their
 hashes tell what is there already from what is missing, damaged or out of date.
+
+densenet_onnx, the model of Triton's quickstart, is not built but fetched, and only if
+named. It comes into the repository whole, because a server refuses half a model.
 """
 
 import argparse
 import errno
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers import bootstrap
+from helpers import bootstrap, download
+from helpers.download import Remote, has_hash
 
 if TYPE_CHECKING:  # importing onnx takes longer than finding nothing to do
     from onnx import ModelProto
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 REPOSITORY = DATA / "model_repository"
+FETCHED_MODELS = DATA / "fetched_models"  # configs and labels of what is fetched
+DOWNLOADS = DATA / "downloads"
+PHOTOS = DATA / "photos"
 
 
 class RepositoryError(Exception):
@@ -75,12 +83,38 @@ MODELS: dict[str, tuple[Callable[[], "ModelProto"], str]] = {
 }
 
 
-def build(path: Path = REPOSITORY) -> Path:
+# The zoo's Git LFS files on GitHub, and the copy that it moved to in July 2025.
+ZOO = "validated/vision/classification/densenet-121/model"
+DENSENET = Remote(
+    (
+        f"https://media.githubusercontent.com/media/onnx/models/main/{ZOO}/densenet-7.onnx",
+        f"https://huggingface.co/onnxmodelzoo/legacy_models/resolve/main/{ZOO}/densenet-7.onnx",
+    ),
+    "79c3bc0974696a2ea9efd2f7bca19fdd630834bd0086f1b4a1c3db3dce3b2a51",
+    32_719_461,
+)
+MUG = Remote(
+    (
+        "https://raw.githubusercontent.com/triton-inference-server/server/main/qa/images/mug.jpg",
+    ),
+    "8a995147a2fbd92b1994317efb131549bbe183f65a5aa0baad84bb4e9ff9aa5e",
+)
+
+# What is fetched only if named: each model's weights, and a photograph to try it on.
+FETCHED: dict[str, tuple[Remote, Remote]] = {"densenet_onnx": (DENSENET, MUG)}
+
+
+def build(
+    path: Path = REPOSITORY,
+    models: Sequence[str] = (),
+    timeout_s: float = download.TIMEOUT_S,
+) -> Path:
     """Build what is missing of the model repository at `path`, and return its path.
 
-    Prints a line for each model built and nothing for what is there already. A folder
-    other than data/model_repository also gets copies of the configs and labels; those
-    it has already, perhaps edited, stay as they are. Raises RepositoryError.
+    Without `models`, all that need no network. Prints a line for each model built and
+    nothing for what is there already. A folder other than data/model_repository also
+    gets copies of the configs and labels; those it has already, perhaps edited, stay as
+    they are. Raises RepositoryError.
     """
     path = Path(path).absolute()
     if not REPOSITORY.is_dir():
@@ -88,15 +122,27 @@ def build(path: Path = REPOSITORY) -> Path:
             f"{REPOSITORY} is missing: clone the whole course and install it from there"
             " with `pip install --editable .`."
         )
+    for name in models:
+        if name not in (*MODELS, *FETCHED):
+            known = ", ".join([*MODELS, *FETCHED])
+            raise RepositoryError(
+                f"There is no model '{name}': name any of {known}, or a folder of your"
+                f" own, as in ./{name}."
+            )
     try:
         if path.exists() and not path.is_dir():
             raise RepositoryError(f"{path} is a file: name a folder instead.")
-        for name in MODELS:
-            _build_model(path / name)
+        for name in models or MODELS:
+            if name in MODELS:
+                _build_model(path / name)
+            else:
+                _fetch_model(path / name, timeout_s)
     except ModuleNotFoundError as error:
         raise RepositoryError(
             f"The package {error.name} is not installed: run `make setup`."
         ) from error
+    except download.DownloadError as error:
+        raise RepositoryError(str(error)) from error
     except OSError as error:
         raise RepositoryError(_explain(error, path)) from error
     return path
@@ -110,7 +156,7 @@ def _build_model(folder: Path) -> None:
     def missing() -> list[str]:
         return [name for name in texts if not (folder / name).exists()]
 
-    if _has_hash(weights, sha256) and not missing():
+    if has_hash(weights, sha256) and not missing():
         return
     weights.parent.mkdir(parents=True, exist_ok=True)
     with bootstrap.alone(folder):
@@ -119,8 +165,51 @@ def _build_model(folder: Path) -> None:
             leftover.unlink()
         for name in missing():
             _write(folder / name, (REPOSITORY / folder.name / name).read_bytes())
-        if not _has_hash(weights, sha256):  # unless built while this one waited
+        if not has_hash(weights, sha256):  # unless built while this one waited
             _build_weights(weights, make, sha256)
+
+
+def _fetch_model(folder: Path, timeout_s: float) -> None:
+    weights, photo = FETCHED[folder.name]
+    if not _is_complete(folder):
+        if not has_hash(folder / "1" / "model.onnx", weights.sha256):
+            download.fetch(weights, DOWNLOADS / weights.name, timeout_s)
+        with bootstrap.alone(DOWNLOADS):
+            if not _is_complete(folder):  # unless installed while this one waited
+                _install(folder)
+    if not has_hash(PHOTOS / photo.name, photo.sha256):
+        download.fetch(photo, DOWNLOADS / photo.name, timeout_s)
+        _write(PHOTOS / photo.name, (DOWNLOADS / photo.name).read_bytes())
+        print(f"{PHOTOS / photo.name} is there.")
+
+
+def _is_complete(folder: Path) -> bool:
+    texts = (FETCHED_MODELS / folder.name).glob("[!.]*.*")
+    right = has_hash(folder / "1" / "model.onnx", FETCHED[folder.name][0].sha256)
+    return right and all((folder / text.name).exists() for text in texts)
+
+
+def _install(folder: Path) -> None:
+    """Put a fetched model into the repository: a new one all at once."""
+    weights = FETCHED[folder.name][0]
+    stage = folder
+    if not folder.exists():
+        stage = DOWNLOADS / f"{folder.name}.part"
+        shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
+    (stage / "1").mkdir(parents=True, exist_ok=True)
+    if not has_hash(stage / "1" / "model.onnx", weights.sha256):
+        data = (DOWNLOADS / weights.name).read_bytes()
+        _write(stage / "1" / "model.onnx", data)
+    for text in (FETCHED_MODELS / folder.name).glob("[!.]*.*"):
+        if not (stage / text.name).exists():
+            _write(stage / text.name, text.read_bytes())
+    if stage != folder:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(stage, folder)
+    print(
+        f"{folder} is there. A server that runs already doesn't see it: end it with"
+        " `python -m helpers.server stop`."
+    )
 
 
 def _build_weights(file: Path, make: Callable[[], "ModelProto"], sha256: str) -> None:
@@ -135,10 +224,6 @@ def _build_weights(file: Path, make: Callable[[], "ModelProto"], sha256: str) ->
             outcome += " (not to the byte the file that this course was tested with)"
     finally:
         print(outcome, flush=True)
-
-
-def _has_hash(file: Path, sha256: str) -> bool:
-    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -159,21 +244,41 @@ def _write(file: Path, data: bytes) -> None:
 
 def _explain(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"No space left for {path}: free 20 MB there or name another folder."
+        return f"No space left for {path}: free 40 MB there or name another folder."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"You may not write to {path}: name a folder of your own."
     return f"{path} can't hold the repository ({error}): name another folder."
 
 
 def main() -> None:
-    """Build the repository that the command line names."""
+    """Build or fetch the models that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.repository",
         description="Build the course's model repository; a second run does nothing.",
     )
-    parser.add_argument("path", type=Path, nargs="?", default=REPOSITORY)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="MODEL|PATH",
+        help=f"any of {', '.join(MODELS)}, which are built if none is named, and of"
+        f" {', '.join(FETCHED)}, which is fetched from the internet; and a folder of"
+        " your own, with a / in it, instead of data/model_repository",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=download.TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long a server may keep silent (%(default)g)",
+    )
+    given = parser.parse_args()
+    paths = [word for word in given.words if "/" in word or word == "."]
+    models = [word for word in given.words if word not in paths]
+    if len(paths) > 1:
+        sys.exit(f"One folder at a time, not {' and '.join(paths)}.")
     try:
-        print(f"The model repository is ready: {build(parser.parse_args().path)}")
+        path = build(Path(*paths) if paths else REPOSITORY, models, given.timeout)
+        print(f"The model repository is ready: {path}")
     except RepositoryError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

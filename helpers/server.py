@@ -3,26 +3,29 @@
 The environment variable TRITON decides:
 
 - `embedded`, the default: starts NVIDIA's own server out of its wheel;
+- `docker`: starts NVIDIA's container; see helpers/docker.py;
 - `http://HOST:PORT` or `HOST:HTTP,GRPC,METRICS`: uses a server that runs elsewhere.
 
 From a shell, `python -m helpers.server --model-repository=PATH [any other flag]` runs
 a server in the foreground, `… stop` ends all that run, `… list` tells which run.
 """
 
+import itertools
 import json
 import os
 import re
 import shlex
 import signal
+import socket
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
+from typing import Protocol
 
-from helpers import bootstrap, embedded, repository
+from helpers import bootstrap, docker, embedded, repository
 from helpers.embedded import StartError
 
 __all__ = ["StartError", "Triton", "connect", "start", "stop_all"]
@@ -36,6 +39,28 @@ DEFAULT_FLAGS: embedded.Flags = {"disable-auto-complete-config": [""]}
 Flag = str | int | float | bool | Path | Sequence[str]
 
 
+# What can start a server here, by the value of TRITON.
+KINDS = {"embedded": embedded, "docker": docker}
+
+
+class Process(Protocol):
+    """A server that was started here, whatever it runs in."""
+
+    flags: embedded.Flags  # what the caller asked for
+    ports: dict[str, int]
+    shared: bool  # may another kernel use it?
+    owner: embedded.Process  # who started it
+
+    def words(self) -> list[str]: ...
+    def short_words(self) -> list[str]: ...
+    def current(self) -> bool: ...
+    def alive(self) -> bool: ...
+    def wait(self) -> None: ...
+    def log(self) -> str: ...
+    def print_log(self) -> None: ...
+    def end(self) -> None: ...
+
+
 class Triton:
     """A live server: its three addresses, its command, its log, its end.
 
@@ -44,7 +69,7 @@ class Triton:
     """
 
     def __init__(
-        self, http: str, grpc: str, metrics: str, process: embedded.Server | None = None
+        self, http: str, grpc: str, metrics: str, process: Process | None = None
     ) -> None:
         self.http, self.grpc, self.metrics = http, grpc, metrics
         self._process = process
@@ -55,7 +80,12 @@ class Triton:
         """The whole command that runs, one flag a line, as a person would type it."""
         if not self._process:
             return f"TRITON={self.http}  # started by somebody else"
-        return typed(self._process.arguments, " \\\n  ")
+        return typed(self._process.words(), " \\\n  ")
+
+    @property
+    def addresses(self) -> str:
+        """The three addresses in a line."""
+        return f"HTTP {self.http}, gRPC {self.grpc}, metrics {self.metrics}"
 
     def log(self, lines: int = 20) -> str:
         """Return the log's last lines; after the stop, those that were its last."""
@@ -67,7 +97,7 @@ class Triton:
         """End the server, unless somebody else started it; ending it twice is fine."""
         if self._process:
             self._last_log = self._process.log() or self._last_log
-            embedded.end(self._process)
+            self._process.end()
 
     def __enter__(self) -> "Triton":
         return self
@@ -90,20 +120,22 @@ def connect() -> Triton:
     The default one serves `data/model_repository`, outlives this kernel, and is shared
     by all kernels. Raises StartError if none can be had.
     """
-    if source() != "embedded":
+    if source() not in KINDS:
         return attach(source())
+    kind = KINDS[source()]
     try:
         repositories = [str(repository.build())]
     except repository.RepositoryError as error:
         raise StartError(str(error)) from None
     with bootstrap.alone(repositories[0]):
-        for server in embedded.records():
+        for server in kind.records():
             same = server.flags["model-repository"] == repositories
             loaded = "model-control-mode" not in server.flags
-            if same and loaded and server.shared and server.alive():
-                embedded.wait_until_listening(server)
+            usable = server.shared and server.current() and server.alive()
+            if same and loaded and usable:
+                server.wait()
                 return announce(server)
-        return announce(embedded.launch(repositories, DEFAULT_FLAGS, shared=True))
+        return announce(kind.launch(repositories, DEFAULT_FLAGS, shared=True))
 
 
 def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Triton:
@@ -114,11 +146,7 @@ def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Trito
     start again in this kernel, or after its restart, ends the earlier server first.
     Raises StartError if it can't start.
     """
-    if source() != "embedded":
-        raise StartError(
-            f"TRITON={source()} names a server that somebody else runs: unset TRITON to"
-            " start one here."
-        )
+    kind = starter()
     many = isinstance(repository, Sequence) and not isinstance(repository, str)
     repositories = [
         str(Path(r).resolve()) for r in (repository if many else [repository])
@@ -127,26 +155,37 @@ def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Trito
         name: texts(value) if name not in SWITCHES else [""] * bool(value)
         for name, value in ((n.replace("_", "-"), v) for n, v in flags.items())
     }
-    end_earlier({"model-repository": repositories, **given})
-    return announce(embedded.launch(repositories, given, shared=False))
+    end_earlier(kind, {"model-repository": repositories, **given})
+    return announce(kind.launch(repositories, given, shared=False))
 
 
 def stop_all() -> int:
     """End all servers that this user's kernels and shells started; return how many."""
-    running = [server for server in embedded.records() if server.alive()]
-    for server in embedded.records():
-        embedded.end(server)
+    started = all_records()
+    running = [server for server in started if server.alive()]
+    for server in started:
+        server.end()
     return len(running)
 
 
+def all_records() -> list[Process]:
+    """Return the records of the servers of both kinds, of live ones and dead ones."""
+    return [server for kind in KINDS.values() for server in kind.records()]
+
+
 def source() -> str:
-    """Return what TRITON says: "embedded", or the address of a server elsewhere."""
-    value = os.environ.get("TRITON", "").strip() or "embedded"
-    if value == "docker":
+    """Return what TRITON says: a key of KINDS, or a server's address elsewhere."""
+    return os.environ.get("TRITON", "").strip() or "embedded"
+
+
+def starter() -> ModuleType:
+    """Return what starts servers here; raise StartError where TRITON says not to."""
+    if source() not in KINDS:
         raise StartError(
-            "TRITON=docker is not there yet: unset TRITON to use the embedded server."
+            f"TRITON={source()} names a server that somebody else runs, and this step"
+            " starts one of its own: unset TRITON, or say TRITON=docker, to take it."
         )
-    return value
+    return KINDS[source()]
 
 
 def attach(address: str) -> Triton:
@@ -160,15 +199,14 @@ def attach(address: str) -> Triton:
         ports = [str(int(ports[0]) + i) for i in range(3)]
     if len(ports) != 3 or not all(ports):
         raise StartError(
-            f"TRITON={address} is not understood: use embedded, http://HOST:PORT or"
-            " HOST:HTTP,GRPC,METRICS."
+            f"TRITON={address} is not understood: use embedded, docker,"
+            " http://HOST:PORT or HOST:HTTP,GRPC,METRICS."
         )
     triton = Triton(*(f"{match[1]}:{port}" for port in ports))
     try:
         with urllib.request.urlopen(f"http://{triton.http}/v2", timeout=5) as answer:
             found = json.load(answer)
-            print(f"{found['name']} {found['version']} at HTTP {triton.http}")
-            return triton
+            program = f"{found['name']} {found['version']}"
     except (urllib.error.HTTPError, ValueError, KeyError, TypeError):
         raise StartError(
             f"What answers at http://{triton.http} is not Triton's HTTP endpoint: check"
@@ -179,6 +217,43 @@ def attach(address: str) -> Triton:
             f"No Triton answers at http://{triton.http} ({error}): check that it runs"
             " and that TRITON names its HTTP port."
         ) from None
+    print(f"{triton.command}: {program}")
+    print(triton.addresses)
+    for sentence in lacking(triton):
+        print(sentence)
+    return triton
+
+
+def lacking(triton: Triton) -> Iterator[str]:
+    """Yield a sentence for each thing that the lessons use and this server has not."""
+    for model in repository.MODELS:
+        if not answers(f"http://{triton.http}/v2/models/{model}/ready"):
+            yield (
+                f"It does not serve the model {model}: copy data/model_repository/"
+                f"{model} into its repository, and load it or start it again."
+            )
+    if not answers(f"http://{triton.metrics}/metrics"):
+        yield (
+            f"No metrics at {triton.metrics}: if they are at another port, name all"
+            " three, as in TRITON=HOST:HTTP,GRPC,METRICS."
+        )
+    host, _, port = triton.grpc.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        yield (
+            f"No gRPC at {triton.grpc}: if it is at another port, name all three, as in"
+            " TRITON=HOST:HTTP,GRPC,METRICS."
+        )
+
+
+def answers(url: str) -> bool:
+    """Return whether a URL can be read."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def texts(value: Flag) -> list[str]:
@@ -190,34 +265,49 @@ def texts(value: Flag) -> list[str]:
     return [str(value)]
 
 
-def end_earlier(flags: embedded.Flags) -> None:
+def end_earlier(kind: ModuleType, flags: embedded.Flags) -> None:
     """End the server of an earlier run of the same cell, and nobody else's."""
     me = embedded.identity(os.getpid())
-    for server in embedded.records():
+    for server in kind.records():
         mine = tuple(server.owner) == me or not embedded.lives(server.owner)
         if mine and not server.shared and server.flags == flags:
-            embedded.end(server)
+            server.end()
 
 
-def typed(arguments: Sequence[str], separator: str = " ") -> str:
-    """Return a command line of tritonserver, with paths as seen from this folder."""
-    here = f"{Path.cwd()}/"
-    course = f"{bootstrap.ROOT}/"
+def typed(words: Sequence[str], flag_separator: str = " ") -> str:
+    """Return a command as one types it in this folder; paths are as seen from here."""
+    text = words[0]
+    for before, word in itertools.pairwise(words):
+        # A flag begins a line of its own, and so does what follows the last of them.
+        begins = word.startswith("-") or before.startswith("-")
+        text += (flag_separator if begins else " ") + quoted(word)
+    return text
+
+
+def quoted(word: str) -> str:
+    """Quote a word of a command for a shell, and shorten the paths in it."""
+    here, course = f"{Path.cwd()}/", f"{bootstrap.ROOT}/"
     upwards = os.path.relpath(course) + "/"
-    shown = [a.replace(here, "").replace(course, upwards) for a in arguments]
-    return separator.join(["tritonserver", *map(shlex.quote, shown)])
+    if word.startswith("--label="):
+        return shlex.quote(word)
+    if not word.startswith(("-v", "--volume")):
+        return shlex.quote(word.replace(here, "").replace(course, upwards))
+    # Docker wants whole paths, and the shell knows this folder's.
+    escaped = re.sub(r'(["$`\\])', r"\\\1", word)
+    short = escaped.replace(here, "$PWD/").replace(course, f"$PWD/{upwards}")
+    return f'"{short}"' if "$PWD" in short else shlex.quote(word)
 
 
-def announce(server: embedded.Server) -> Triton:
+def announce(server: Process) -> Triton:
     """Print the command that this stands for and the addresses; return the server."""
     triton = Triton(
         *(f"{embedded.HOST}:{server.ports[p]}" for p in embedded.PROTOCOLS), server
     )
-    print(f"$ {typed(embedded.as_arguments(server.flags))}")
+    print(f"$ {typed(server.short_words())}")
     asked = any(f"{p}-port" in server.flags for p in embedded.PROTOCOLS)
     usual = asked or server.ports["http"] == embedded.FIRST_PORTS[0]
     others = "" if usual else " (8000 to 8002 are not all free)"
-    print(f"HTTP {triton.http}, gRPC {triton.grpc}, metrics {triton.metrics}{others}")
+    print(f"{triton.addresses}{others}")
     return triton
 
 
@@ -246,24 +336,21 @@ def parse(arguments: Sequence[str]) -> embedded.Flags:
 
 def run(flags: embedded.Flags) -> int:
     """Run a server in the foreground, its log on stderr, until it or we are ended."""
+    kind = starter()
     repositories = [str(Path(path).resolve()) for path in flags.pop("model-repository")]
     server = None
     try:
-        server = embedded.launch(repositories, flags, shared=True)
+        server = kind.launch(repositories, flags, shared=True)
         announce(server)
         sys.stdout.flush()
-        with (server.folder / "log").open() as log:
-            while server.alive():
-                sys.stderr.write(log.read())
-                time.sleep(0.1)
-            sys.stderr.write(log.read())
-        embedded.end(server)
+        server.print_log()
+        server.end()
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if server:
-            embedded.end(server)
+            server.end()
         return 0
 
 
@@ -274,18 +361,20 @@ def interrupt(*_: object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a server, end all servers, list them, or show tritonserver's own help."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    endings = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # Windows
+    for ending in endings:
         signal.signal(ending, interrupt)
     try:
         if arguments == ["stop"]:
             print(f"{stop_all()} ended")
         elif arguments == ["list"]:
-            for server in filter(embedded.Server.alive, embedded.records()):
-                announce(server)
+            for server in all_records():
+                if server.alive():
+                    announce(server)
         elif any(a.startswith("--model-repository") for a in arguments):
             return run(parse(arguments))
         elif "--help" in arguments:
-            return embedded.show_help()
+            return starter().show_help()
         else:
             print(
                 "Say `python -m helpers.server --model-repository=PATH [--flag=value]`,"

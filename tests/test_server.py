@@ -298,11 +298,6 @@ def test_an_address_that_makes_no_sense_is_refused(monkeypatch, value):
     assert connect_refusal().startswith(f"TRITON={value} is not understood")
 
 
-def test_docker_is_refused_until_it_is_there(monkeypatch):
-    monkeypatch.setenv("TRITON", "docker")
-    assert connect_refusal().startswith("TRITON=docker is not there yet")
-
-
 # --- A server that somebody else runs ----------------------------------------------
 
 
@@ -316,3 +311,34 @@ def test_connect_attaches_to_the_server_that_triton_names(monkeypatch, echo_repo
         assert echo(found) == [0, 1, 2]  # what we did not start, we do not end
         assert "somebody else" in refusal(echo_repository)
         monkeypatch.delenv("TRITON")
+
+
+def test_what_a_server_elsewhere_lacks_is_told(monkeypatch, echo_repository, capsys):
+    with (
+        server.start(echo_repository, allow_metrics=False, **QUICK) as theirs,
+        socket.socket() as unused,
+    ):
+        unused.bind(("127.0.0.1", 0))
+        http, silent = theirs.http.partition(":")[2], unused.getsockname()[1]
+        capsys.readouterr()
+        monkeypatch.setenv("TRITON", f"127.0.0.1:{http},{silent},{silent}")
+        server.connect()
+        command, addresses, *lacking = capsys.readouterr().out.splitlines()
+        assert command.startswith(f"TRITON=127.0.0.1:{http}  # started by somebody")
+        assert addresses.startswith(f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{silent}")
+        assert [sentence.partition(":")[0] for sentence in lacking] == [
+            "It does not serve the model simple",
+            "It does not serve the model efficientnet_lite0",
+            "No metrics at 127.0.0.1",
+            "No gRPC at 127.0.0.1",
+        ]
+        monkeypatch.delenv("TRITON")
+
+
+def test_a_server_elsewhere_that_has_all_is_announced_in_two_lines(monkeypatch, capsys):
+    theirs = server.connect()
+    ports = [a.split(":")[1] for a in (theirs.http, theirs.grpc, theirs.metrics)]
+    capsys.readouterr()
+    monkeypatch.setenv("TRITON", f"127.0.0.1:{','.join(ports)}")
+    server.connect()
+    assert len(capsys.readouterr().out.splitlines()) == 2
