@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class Server:
 
     def end(self) -> None:
         """End it, politely first; nothing of it stays."""
-        engine.run("stop", f"--time={STOP_TIMEOUT_S}", self.name)
+        engine.run("stop", "-t", str(STOP_TIMEOUT_S), self.name)
         engine.run("rm", "--force", self.name)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while self.exists() and time.monotonic() < deadline:
@@ -242,22 +242,36 @@ def answers(port: int) -> bool:
     return True
 
 
-def free_ports(flags: Flags) -> dict[str, int]:
+def free_ports(flags: Flags, lost: set[int]) -> dict[str, int]:
     """Return a port on this machine per protocol, as the embedded server does."""
     others = [*embedded.records(), *records()]
     claimed = {port for other in others for port in other.ports.values()}
-    return embedded.choose_ports(flags, claimed)
+    return embedded.choose_ports(flags, claimed | lost)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the lock under which servers of both kinds choose their ports."""
+    with bootstrap.alone(embedded.state()):
+        try:
+            yield
+        finally:
+            embedded.remove_if_empty(embedded.state())
 
 
 # --- Start --------------------------------------------------------------------------
 
 
 def launch(
-    repositories: Sequence[str], flags: Flags, shared: bool, attempts: int = 3
+    repositories: Sequence[str],
+    flags: Flags,
+    shared: bool,
+    lost: set[int] = frozenset(),
 ) -> Server:
     """Start a container and return it when its server listens on its ports.
 
-    Raises StartError with the reason, as far as Docker or the server's log tells it.
+    Where it loses a port to somebody else, it tries others; `lost` are such. Raises
+    StartError with the reason, as far as Docker or the server's log tells it.
     """
     embedded.check_repositories(repositories)
     able = engine.about()
@@ -265,13 +279,13 @@ def launch(
     engine.ensure_image(able)
     server = None
     try:
-        with bootstrap.alone(embedded.state()):
+        with alone():
             server = Server(
                 name=name,
                 image=engine.image_name(),
                 flags={"model-repository": list(repositories), **flags},
                 mounts=mounts(repositories, flags),
-                ports=free_ports(flags),
+                ports=free_ports(flags, lost),
                 published=engine.has_bridge(),
                 gpus=gpus,
                 shared=shared,
@@ -283,8 +297,9 @@ def launch(
         if server:
             server.end()
         asked = any(f"{protocol}-port" in flags for protocol in PROTOCOLS)
-        if isinstance(error, PortLostError) and attempts > 1 and not asked:
-            return launch(repositories, flags, shared, attempts - 1)
+        if isinstance(error, PortLostError) and len(lost) < 6 and not asked:
+            lost = lost | set(server.ports.values())
+            return launch(repositories, flags, shared, lost)
         raise
     return server
 

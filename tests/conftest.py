@@ -24,7 +24,10 @@ from helpers import embedded, server
 
 
 def pytest_configure() -> None:
-    os.environ.pop("TRITON", None)
+    # Tests say themselves where their servers come from; KEEP_TRITON=1 lets the
+    # variable stand, for lessons that are to run on what it names.
+    if not os.environ.get("KEEP_TRITON"):
+        os.environ.pop("TRITON", None)
     # A worker's folder is within that of the process that runs the workers.
     parent = os.environ["TMPDIR"] if "PYTEST_XDIST_WORKER" in os.environ else "/tmp"
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=parent)

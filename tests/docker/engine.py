@@ -216,12 +216,15 @@ def wait_until_it_answers(daemon: subprocess.Popen, log: Path) -> None:
     raise CannotRunError(f"the engine did not start: {last[0]}")
 
 
-def remove_containers() -> None:
-    """Remove all containers of the engine."""
+def tidy() -> None:
+    """Remove all containers of the engine, and all images but ours."""
     with contextlib.suppress(CannotRunError):
         left = run("docker", "ps", "--all", "--quiet").split()
         if left:
             run("docker", "rm", "--force", *left)
+        images = run("docker", "images", "--format={{.Repository}}:{{.Tag}}").split()
+        for image in set(images) - {IMAGE}:
+            run("docker", "image", "rm", image)
 
 
 def unmount(folders: list[Path]) -> None:
@@ -296,7 +299,7 @@ def engine(*options: str) -> Iterator[None]:
             yield
         finally:
             if daemon:
-                remove_containers()
+                tidy()
                 daemon.terminate()
                 daemon.wait(30)
             unmount([folder, data])

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import secrets
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ def digest(data: bytes) -> str:
 
 
 def make_layer() -> bytes:
-    """Return a tar with one file."""
+    """Return a tar with one file, which no engine can have already."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("nothing-of-triton"))
+        tar.addfile(tarfile.TarInfo(f"nothing-of-triton-{secrets.token_hex(4)}"))
     return stream.getvalue()
 
 

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import engine as real
+import psutil
 import pytest
 import registry
 import tritonclient.grpc as grpcclient
@@ -56,7 +57,7 @@ def asked_for_docker(monkeypatch):
     yield
     monkeypatch.undo()
     assert containers() == []
-    assert not list(embedded.state().glob("*"))
+    assert not embedded.state().exists()
 
 
 @pytest.fixture
@@ -169,6 +170,8 @@ def test_the_log_is_there_while_it_runs_and_after_two_stops(echo_repository):
 
 def test_the_log_outlives_a_container_that_is_killed(echo_repository):
     triton = server.start(echo_repository, **FAST)
+    (reader,) = [p for p in psutil.Process().children() if "logs" in p.cmdline()]
+    assert os.getsid(reader.pid) != os.getsid(0)  # Ctrl-C is for the kernel alone
     engine.docker("kill", triton._process.name)
     triton._process.follower.join(5)
     assert not triton._process.alive()
@@ -213,13 +216,10 @@ def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["http"]))
         squatter.listen()
-        blind, seeing = iter([True, True, True]), embedded.is_free
-        monkeypatch.setattr(
-            embedded, "is_free", lambda p: next(blind, None) or seeing(p)
-        )
+        taken, seeing = squatter.getsockname()[1], embedded.is_free
+        monkeypatch.setattr(embedded, "is_free", lambda p: p == taken or seeing(p))
         with server.start(echo_repository, **FAST) as triton:
             assert echo(triton) == [0, 1, 2]
-        assert next(blind, None) is None
 
 
 # --- Shared, found, replaced, ended -------------------------------------------------
@@ -228,9 +228,9 @@ def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
 def test_kernels_that_connect_at_once_share_one_container(stopped_after):
     kernels = [python(CONNECT) for _ in range(3)]
     found = {kernel.communicate()[0].split()[-1] for kernel in kernels}
-    assert found == set(containers())
+    assert list(found) == containers()
     triton = server.connect()
-    assert triton._process.name in found
+    assert [triton._process.name] == containers()
     assert "Started Metrics Service" in triton.log(100)
     asked = ["inspect", "--format={{json .Config.Cmd}}", triton._process.name]
     ran = engine.json.loads(engine.docker(*asked))
@@ -429,6 +429,22 @@ def test_a_container_that_dies_at_once_tells_why(echo_repository, tmp_path):
     broken = write_echo(tmp_path)
     (broken / "echo" / "1" / "model.py").write_text("import nothing_here")
     assert "No module named 'nothing_here'" in refusal(broken, **FAST)
+
+
+def test_one_that_is_gone_before_its_log_is_followed_tells_why(
+    echo_repository, monkeypatch
+):
+    follow = docker.Server.follow
+
+    def follow_late(container):
+        while container.exists():
+            pass
+        follow(container)
+
+    monkeypatch.setattr(docker.Server, "follow", follow_late)
+    assert refusal(echo_repository, no_such_flag=1).startswith(
+        "Triton has no flag --no-such-flag"
+    )
 
 
 def test_a_missing_repository_is_told_before_docker_makes_one(tmp_path):

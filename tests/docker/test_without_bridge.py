@@ -44,9 +44,7 @@ def test_a_lost_port_is_replaced(echo_repository, monkeypatch):
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["grpc"]))
         squatter.listen()
-        blind, seeing = iter([True, True, True]), embedded.is_free
-        monkeypatch.setattr(
-            embedded, "is_free", lambda p: next(blind, None) or seeing(p)
-        )
+        taken, seeing = squatter.getsockname()[1], embedded.is_free
+        monkeypatch.setattr(embedded, "is_free", lambda p: p == taken or seeing(p))
         with server.start(echo_repository, **FAST) as triton:
             assert echo(triton) == [0, 1, 2]
