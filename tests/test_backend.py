@@ -84,7 +84,10 @@ SESSION = {
     "session.use_device_allocator_for_initializers": "1",
     "execute_delay_ms": "3",
 }
-QUEUE = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
+# A batch goes as soon as it is full; on a busy machine its requests may come slowly.
+QUEUE = """dynamic_batching {
+  preferred_batch_size: [ 3, 6 ] max_queue_delay_microseconds: 3000000
+}"""
 
 # Name: the model's file, its config.pbtxt.
 GOOD: dict[str, tuple[bytes | None, str]] = {
