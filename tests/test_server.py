@@ -84,7 +84,7 @@ def test_it_takes_three_other_ports_and_says_so_where_one_is_taken(
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["grpc"]))
         squatter.listen()
-        with server.start(echo_repository, **QUICK) as triton:
+        with server.start(echo_repository, id="another", **QUICK) as triton:
             assert echo(triton) == [0, 1, 2]
             printed = capsys.readouterr().out
             assert triton.http in printed

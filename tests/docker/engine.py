@@ -25,6 +25,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -243,6 +245,22 @@ def remove_bridge() -> None:
         fcntl.ioctl(any_socket, delete_bridge, name)
 
 
+def end_killed(folder: Path) -> None:
+    """End the engine that a killed run has left, and its containers with it."""
+    if not folder.exists():
+        return
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        daemon = psutil.Process(int((folder / "docker.pid").read_text()))
+        if daemon.name() == "dockerd":
+            os.environ |= environment(folder)
+            tidy()
+            daemon.terminate()
+            daemon.wait(30)
+            remove_bridge()
+    unmount([folder, CACHE])
+    shutil.rmtree(folder)
+
+
 def start(folder: Path, data: Path, *options: str) -> subprocess.Popen:
     """Start an engine with its files in these folders; raise if it does not answer."""
     log = folder / "log"
@@ -283,15 +301,18 @@ def engine(*options: str) -> Iterator[None]:
     check_machine()
     CACHE.mkdir(parents=True, exist_ok=True)
     with bootstrap.alone(CACHE):
-        before, bridged = dict(os.environ), BRIDGE.exists()
-        options = options or (("--bridge=none",) if bridged else ())
-        folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
-        folder.chmod(0o755)  # the socket itself says who may use it
+        # A short path, for the socket, and the same each time, to find what was killed.
+        folder = Path("/tmp/engine-" + hashlib.sha256(bytes(CACHE)).hexdigest()[:8])
         data = CACHE / f"data-{image_key()}"
+        before = dict(os.environ)
+        end_killed(folder)
+        for old in set(CACHE.glob("data-*")) - {data}:
+            shutil.rmtree(old)
+        bridged = BRIDGE.exists()
+        options = options or (("--bridge=none",) if bridged else ())
         daemon = None
         try:
-            for old in set(CACHE.glob("data-*")) - {data}:
-                shutil.rmtree(old)
+            folder.mkdir(mode=0o755)  # the socket itself says who may use it
             os.environ |= environment(folder)
             daemon = start(folder, data, *options)
             if not run("docker", "images", "--quiet", IMAGE):
@@ -302,7 +323,7 @@ def engine(*options: str) -> Iterator[None]:
                 tidy()
                 daemon.terminate()
                 daemon.wait(30)
-            unmount([folder, data])
+            unmount([folder, CACHE])
             if BRIDGE.exists() and not bridged:
                 remove_bridge()
             os.environ.clear()
