@@ -34,6 +34,25 @@ def pytest_configure() -> None:
     tempfile.tempdir = None
 
 
+SLOW_FIRST = (
+    "test_server_life",
+    "are_solved",
+    "test_server.py",
+    "test_backend",
+    "ipynb",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker ends long after the others."""
+
+    def rank(item: pytest.Item) -> int:
+        slow = [n for n, part in enumerate(SLOW_FIRST) if part in item.nodeid]
+        return slow[0] if slow else len(SLOW_FIRST)
+
+    items.sort(key=rank)
+
+
 class ByFile(LoadScopeScheduling):
     """Keep a file's tests on one worker, but spread the checks of lessons."""
 
