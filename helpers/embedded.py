@@ -524,7 +524,8 @@ def failure(log: str) -> StartError:
 def end(server: Server, by_itself: bool = False) -> None:
     """End a server, politely first, and remove all that it leaves.
 
-    One that has ended `by_itself`, not by a kill, has tidied up /tmp already.
+    The record of one that was killed stays until its folder in /tmp is surely gone; of
+    one that ended `by_itself` nothing more is to be found out, so its record goes now.
     """
     if server.process and lives(server.process):
         note_unpacked(server)

@@ -127,6 +127,16 @@ def python(code: str, *arguments: object, **options: object) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
+def command_line(*arguments: object) -> subprocess.CompletedProcess:
+    """Run `python -m helpers.repository` with these words, as in a shell."""
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.repository", *map(str, arguments)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
 def process_of(triton: server.Triton) -> psutil.Process:
     return psutil.Process(triton._process.process[0])
 

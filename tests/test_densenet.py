@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import tritonclient.http as httpclient
-from conftest import QUICK
+from conftest import QUICK, command_line
 from test_download import Far, fails, impatient, whole  # noqa: F401
 
 from helpers import download, repository, server
@@ -223,15 +223,6 @@ def test_only_what_is_named_is_built(course):
 
 
 # The command
-
-
-def command_line(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.repository", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_a_word_that_is_neither_model_nor_folder_is_refused():

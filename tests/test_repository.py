@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import command_line
 from google.protobuf import text_format
 from make_reference import REFERENCE, digest, inputs, photograph
 from PIL import Image
@@ -51,15 +52,6 @@ def python(code, *arguments):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def command_line(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.repository", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
         text=True,
     )
 
