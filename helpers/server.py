@@ -121,7 +121,10 @@ def connect() -> Triton:
     by all kernels. Raises StartError if none can be had.
     """
     if source() not in KINDS:
-        return attach(source())
+        triton = attach(source())
+        for sentence in lacking(triton):
+            print(sentence)
+        return triton
     kind = KINDS[source()]
     try:
         repositories = [str(repository.build())]
@@ -145,8 +148,10 @@ def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Trito
     passed as true or false, a list as one flag for each of its items. Doing the same
     start again in this kernel, or after its restart, ends the earlier server first.
     Raises StartError if it can't start.
+
+    Where TRITON names a server elsewhere nothing is started: that server is returned,
+    or StartError raised if it lacks what is asked for or that can't be seen from here.
     """
-    kind = starter()
     many = isinstance(repository, Sequence) and not isinstance(repository, str)
     repositories = [
         str(Path(r).resolve()) for r in (repository if many else [repository])
@@ -155,6 +160,9 @@ def start(repository: str | Path | Sequence[str | Path], **flags: Flag) -> Trito
         name: texts(value) if name not in SWITCHES else [""] * bool(value)
         for name, value in ((n.replace("_", "-"), v) for n, v in flags.items())
     }
+    if source() not in KINDS:
+        return borrow(repositories, given)
+    kind = KINDS[source()]
     end_earlier(kind, {"model-repository": repositories, **given})
     return announce(kind.launch(repositories, given, shared=False))
 
@@ -181,11 +189,56 @@ def source() -> str:
 def starter() -> ModuleType:
     """Return what starts servers here; raise StartError where TRITON says not to."""
     if source() not in KINDS:
-        raise StartError(
-            f"TRITON={source()} names a server that somebody else runs, and this step"
-            " starts one of its own: unset TRITON, or say TRITON=docker, to take it."
-        )
+        raise needs_its_own("")
     return KINDS[source()]
+
+
+def needs_its_own(reason: str) -> StartError:
+    """Return the refusal of a step that can't use the server that TRITON names."""
+    return StartError(
+        f"TRITON={source()} names a server that somebody else runs, and this step needs"
+        f" one of its own{reason}: unset TRITON, or say TRITON=docker, to take it."
+    )
+
+
+def borrow(repositories: Sequence[str], flags: embedded.Flags) -> Triton:
+    """Return the server that TRITON names in place of one with these flags."""
+    if repositories != [str(repository.REPOSITORY)]:
+        raise needs_its_own(", on another model repository")
+    if unseen := sorted(set(flags) - BORROWED):
+        raise needs_its_own(f", with --{unseen[0]}")
+    triton = attach(source())
+    for model in flags.get("load-model", []):
+        if not answers(f"http://{triton.http}/v2/models/{model}/ready"):
+            raise needs_its_own(f", which serves {model}")
+    if "model-control-mode" in flags and not has_explicit_control(triton):
+        raise needs_its_own(", with --model-control-mode=explicit")
+    for setting in flags.get("metrics-config", []):
+        if not has_summaries(triton, re.findall(r"([\d.]+):", setting)):
+            raise needs_its_own(f", with --metrics-config={setting}")
+    return triton
+
+
+# What `borrow` can see of a server from outside; the last changes no answer.
+BORROWED = {"load-model", "model-control-mode", "metrics-config", *SWITCHES}
+
+
+def has_explicit_control(triton: Triton) -> bool:
+    """Return whether models can be loaded by request, by asking for one that is not."""
+    nobody = f"http://{triton.http}/v2/repository/models/no_such_model/load"
+    try:
+        urllib.request.urlopen(nobody, data=b"{}", timeout=5).close()
+    except urllib.error.HTTPError as error:
+        return b"not allowed" not in error.read()
+    return True
+
+
+def has_summaries(triton: Triton, quantiles: Sequence[str]) -> bool:
+    """Return whether the metrics have summaries, and these quantiles in them."""
+    with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=5) as page:
+        text = page.read().decode()
+    wanted = ["_summary_us", *(f'quantile="{quantile}"' for quantile in quantiles)]
+    return all(part in text for part in wanted)
 
 
 def attach(address: str) -> Triton:
@@ -219,8 +272,6 @@ def attach(address: str) -> Triton:
         ) from None
     print(f"{triton.command}: {program}")
     print(triton.addresses)
-    for sentence in lacking(triton):
-        print(sentence)
     return triton
 
 

@@ -6,6 +6,7 @@ running is neither used nor ended.
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as httpclient
+from nbval.plugin import IPyNbCell
 from xdist.scheduler import LoadScopeScheduling
 
 from helpers import embedded, server
@@ -51,6 +53,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return slow[0] if slow else len(SLOW_FIRST)
 
     items.sort(key=rank)
+
+
+# --- Lessons on a server elsewhere, with KEEP_TRITON=1 ------------------------------
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what follows a cell that needs a server of its own and can't have one."""
+    if reason := getattr(item.parent, "needs_its_own", None):
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator:
+    report = (yield).get_result()
+    failed = isinstance(item, IPyNbCell) and call.excinfo
+    said = getattr(call.excinfo.value, "inner_traceback", None) if failed else None
+    if refused := re.search(r"TRITON=\S+ names a server that .*", said or ""):
+        item.parent.needs_its_own = refused[0]
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), None, f"Skipped: {refused[0]}")
+
+
+# --- The order of the tests ---------------------------------------------------------
 
 
 class ByFile(LoadScopeScheduling):

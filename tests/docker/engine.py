@@ -1,12 +1,13 @@
-"""A real container engine with an image of NVIDIA's server, for a test and no longer.
+"""A real container engine with stand-ins for NVIDIA's images, for a test and no longer.
 
     python tests/docker/engine.py COMMAND …     runs a command with the engine there
 
-Debian's engine and a small Debian are unpacked, not installed, and the image is made
-of the server in the `nvidia-pytriton` wheel: no registry of images is asked. All that
-is costly stays in `.cache/docker`, which git ignores; a second run takes seconds. It
-needs root, on Debian 12. Containers get a bridge network unless the machine has an
-engine of its own: with that, they can publish ports, but reach nothing outside.
+Debian's engine and a small Debian are unpacked, not installed. The server's image is
+made of the server in the `nvidia-pytriton` wheel, the SDK's of `tritonclient` and our
+image_client.py: no registry of images is asked. All that is costly stays in
+`.cache/docker`, which git ignores; a second run takes seconds. It needs root, on Debian
+12. Containers get a bridge network unless the machine has an engine of its own: with
+that, they can publish ports, but reach nothing outside.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -33,13 +34,19 @@ sys.path.insert(0, str(ROOT))
 from helpers import bootstrap, embedded  # noqa: E402
 
 IMAGE = "nvcr.io/nvidia/tritonserver:24.03-py3"
+SDK_IMAGE = f"{IMAGE}-sdk"
 BRIDGE = Path("/sys/class/net/docker0")
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")  # the engine switches it on
 CACHE = ROOT / ".cache" / "docker"
 PYTHON = "3.11"  # Debian 12's, so the image's
 ENGINE_PACKAGES = ["containerd", "docker.io", "runc"]
 IMAGE_PACKAGES = [f"python{PYTHON}", f"libpython{PYTHON}", "libstdc++6", "dash"]
-IMAGE_PACKAGES += ["coreutils", "bash", "libc-bin"]
-WHEELS = ["numpy", "onnxruntime"]
+IMAGE_PACKAGES += ["coreutils", "bash", "libc-bin", "curl"]
+SERVER_WHEELS = ["numpy", "onnxruntime"]
+SDK_WHEELS = ["numpy", "pillow", "tritonclient", "ml-dtypes", "python-rapidjson"]
+SDK_WHEELS += ["urllib3", "geventhttpclient", "gevent", "greenlet", "brotli", "certifi"]
+SDK_WHEELS += ["zope-event", "zope-interface"]
+IMAGE_CLIENT = Path(__file__).with_name("image_client.py")
 WRAPPER = """#!/bin/sh
 LD_LIBRARY_PATH=/opt/tritonserver/lib exec /opt/tritonserver/bin/server "$@"
 """
@@ -77,11 +84,18 @@ def run(*command: object, **options: object) -> str:
 # --- What is fetched once ----------------------------------------------------------
 
 
+def short_hash(names: list[str]) -> str:
+    """Return a short name for a list of names."""
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+
+
 def unpack(name: str, packages: list[str], *options: str) -> Path:
     """Return a folder with Debian packages unpacked in it, without installing them."""
-    folder = CACHE / name
+    folder = CACHE / f"{name}-{short_hash(packages)}"
     if folder.exists():
         return folder
+    for old in CACHE.glob(f"{name}-*"):
+        shutil.rmtree(old)
     part = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
     archives = part / "archives"
     (archives / "partial").mkdir(parents=True)
@@ -111,25 +125,23 @@ def debian() -> Path:
     return unpack("debian", IMAGE_PACKAGES, *nothing)
 
 
-def wheels() -> Path:
-    """Return a folder with what the server's Python models import, as locked here."""
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
-    folder = CACHE / f"wheels-{'-'.join(pins)}"
+def wheels(names: list[str]) -> Path:
+    """Return a folder with Python packages for an image, as locked here."""
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    folder = CACHE / f"wheels-{short_hash(pins)}"
     if not folder.exists():
-        for old in CACHE.glob("wheels-*"):
-            shutil.rmtree(old)
         part = tempfile.mkdtemp(prefix="wheels-", dir=CACHE)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         pip += ["--no-compile", "--only-binary=:all:", f"--python-version={PYTHON}"]
-        for libc in ("2_17", "2_27", "2_28"):
-            pip += ["--platform", f"manylinux_{libc}_{platform.machine()}"]
+        for libc in ("1", "2010", "2014", "_2_17", "_2_27", "_2_28"):
+            pip += ["--platform", f"manylinux{libc}_{platform.machine()}"]
         run(*pip, f"--target={part}", *pins)
         Path(part).chmod(0o755)
         Path(part).rename(folder)
     return folder
 
 
-# --- The image ---------------------------------------------------------------------
+# --- The images --------------------------------------------------------------------
 
 
 def lay_out_server(folder: Path) -> None:
@@ -154,14 +166,22 @@ def lay_out_server(folder: Path) -> None:
     (opt / "bin" / "tritonserver").chmod(0o755)
 
 
-def lay_out_rest(folder: Path) -> None:
+def lay_out_client(folder: Path) -> None:
+    """Put our image_client where NVIDIA's image has its own."""
+    programs = folder / "workspace" / "install" / "bin"
+    programs.mkdir(parents=True)
+    shutil.copy(IMAGE_CLIENT, programs / "image_client")
+    (programs / "image_client").chmod(0o755)
+
+
+def lay_out_rest(folder: Path, packages: list[str]) -> None:
     """Add what Debian's installation would have made, and Python's packages."""
     (folder / "tmp").mkdir(exist_ok=True)
     (folder / "tmp").chmod(0o1777)
     (folder / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (folder / "usr" / "bin" / "python3").symlink_to(f"python{PYTHON}")
-    packages = folder / "usr" / "local" / "lib" / f"python{PYTHON}" / "dist-packages"
-    shutil.copytree(wheels(), packages)
+    place = folder / "usr" / "local" / "lib" / f"python{PYTHON}" / "dist-packages"
+    shutil.copytree(wheels(packages), place)
     # Without this, each container would compile NumPy anew.
     compiled = ["/usr/lib/python3.11", "/usr/local/lib"]
     skipped = "/(tests?|idlelib|tools|transformers|quantization)/"
@@ -171,29 +191,31 @@ def lay_out_rest(folder: Path) -> None:
 
 
 def image_key() -> str:
-    """Return a name for all that the image is made of."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for name in ("nvidia-pytriton", *WHEELS):
+    """Return a name for all that the images are made of."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + IMAGE_CLIENT.read_bytes())
+    for name in ("nvidia-pytriton", *SERVER_WHEELS, *SDK_WHEELS):
         digest.update(importlib.metadata.version(name).encode())
     for module in sorted((ROOT / "helpers" / "backends").glob("*/*.py")):
         digest.update(module.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def make_image() -> None:
-    """Import the image into the running engine, under the name that NVIDIA's has."""
+def make_image(
+    image: str, lay_out: Callable[[Path], None], packages: list[str]
+) -> None:
+    """Import an image into the running engine, under the name that NVIDIA's has."""
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name, "root")
         shutil.copytree(debian(), folder, symlinks=True, copy_function=os.link)
-        lay_out_server(folder)
-        lay_out_rest(folder)
+        lay_out(folder)
+        lay_out_rest(folder, packages)
         tar = ["tar", "--create", f"--directory={folder}", "."]
         packed = subprocess.Popen(tar, stdout=subprocess.PIPE)
         path = "/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin"
         change = ["--change", f"ENV PATH={path}", "--change", "LABEL made-of=wheel"]
-        run("docker", "import", *change, "-", IMAGE, stdin=packed.stdout)
+        run("docker", "import", *change, "-", image, stdin=packed.stdout)
         if packed.wait() != 0:
-            raise CannotRunError("the image could not be packed")
+            raise CannotRunError(f"{image} could not be packed")
 
 
 # --- The engine --------------------------------------------------------------------
@@ -219,13 +241,13 @@ def wait_until_it_answers(daemon: subprocess.Popen, log: Path) -> None:
 
 
 def tidy() -> None:
-    """Remove all containers of the engine, and all images but ours."""
+    """Remove all containers of the engine, and all images but these two."""
     with contextlib.suppress(CannotRunError):
         left = run("docker", "ps", "--all", "--quiet").split()
         if left:
             run("docker", "rm", "--force", *left)
         images = run("docker", "images", "--format={{.Repository}}:{{.Tag}}").split()
-        for image in set(images) - {IMAGE}:
+        for image in set(images) - {IMAGE, SDK_IMAGE}:
             run("docker", "image", "rm", image)
 
 
@@ -270,7 +292,6 @@ def start(folder: Path, data: Path, *options: str) -> subprocess.Popen:
                 "dockerd",
                 "--iptables=false",
                 "--ip6tables=false",
-                "--ip-forward=false",
                 f"--data-root={data}",
                 f"--exec-root={folder}/run",
                 f"--pidfile={folder}/docker.pid",
@@ -293,7 +314,7 @@ def start(folder: Path, data: Path, *options: str) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def engine(*options: str) -> Iterator[None]:
-    """Run an engine that has the image, with more options of dockerd if need be.
+    """Run an engine that has the two images, with more options of dockerd if need be.
 
     In the block, this process's environment leads the docker command there. After it,
     nothing of the engine runs or is mounted. Raises CannotRunError where none can run.
@@ -308,7 +329,7 @@ def engine(*options: str) -> Iterator[None]:
         end_killed(folder)
         for old in set(CACHE.glob("data-*")) - {data}:
             shutil.rmtree(old)
-        bridged = BRIDGE.exists()
+        bridged, forwarding = BRIDGE.exists(), FORWARDING.read_text()
         options = options or (("--bridge=none",) if bridged else ())
         daemon = None
         try:
@@ -316,7 +337,9 @@ def engine(*options: str) -> Iterator[None]:
             os.environ |= environment(folder)
             daemon = start(folder, data, *options)
             if not run("docker", "images", "--quiet", IMAGE):
-                make_image()
+                make_image(IMAGE, lay_out_server, SERVER_WHEELS)
+            if not run("docker", "images", "--quiet", SDK_IMAGE):
+                make_image(SDK_IMAGE, lay_out_client, SDK_WHEELS)
             yield
         finally:
             if daemon:
@@ -326,6 +349,8 @@ def engine(*options: str) -> Iterator[None]:
             unmount([folder, CACHE])
             if BRIDGE.exists() and not bridged:
                 remove_bridge()
+            if FORWARDING.read_text() != forwarding:
+                FORWARDING.write_text(forwarding)
             os.environ.clear()
             os.environ.update(before)
             shutil.rmtree(folder, ignore_errors=True)
