@@ -5,6 +5,6 @@ setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example
 lab: setup ; .venv/bin/jupyter lab notebooks/01-start-a-server.ipynb
 test: setup ; .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker" && .venv/bin/python -m pytest -m alone
 test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker
-execute: setup ; .venv/bin/python tests/execute.py
+execute: setup ; .venv/bin/python tests/execute.py && .venv/bin/python tests/docker/engine.py .venv/bin/python tests/execute.py notebooks/05-run-the-container.ipynb
 # Left out of the lock: an optional part of jsonschema that takes 2.6 s of each start.
 lock: setup ; .venv/bin/pip install --quiet uv && .venv/bin/uv pip compile pyproject.toml --extra test --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package rfc3987-syntax --no-emit-package lark --quiet --output-file requirements.lock

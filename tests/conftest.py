@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as httpclient
+from course import ON_DOCKER
 from nbval.plugin import IPyNbCell
 from xdist.scheduler import LoadScopeScheduling
 
@@ -47,6 +48,9 @@ SLOW_FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no worker ends long after the others."""
+    for item in items:
+        if item.path in ON_DOCKER and isinstance(item, IPyNbCell):
+            item.add_marker("docker")
 
     def rank(item: pytest.Item) -> int:
         slow = [n for n, part in enumerate(SLOW_FIRST) if part in item.nodeid]
@@ -76,6 +80,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 
 # --- The order of the tests ---------------------------------------------------------
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if "not docker" in config.option.markexpr:
+        terminalreporter.write_line(
+            "SKIPPED tests/docker and what runs Docker itself: `make test-docker` runs"
+            " them, as root on Debian 12."
+        )
 
 
 class ByFile(LoadScopeScheduling):

@@ -7,6 +7,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+# Those that run Docker themselves: `make test-docker` runs them.
+ON_DOCKER = [path for path in LESSONS if "container" in path.name]
 
 
 def read(lesson: Path) -> nbformat.NotebookNode:

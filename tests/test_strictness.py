@@ -14,7 +14,11 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 COMPARED = ("text", "evalue", "text/plain")
 
 
-@pytest.fixture(params=course.LESSONS, ids=lambda path: path.stem)
+MARKS = {path: [pytest.mark.docker] for path in course.ON_DOCKER}
+PARAMS = [pytest.param(p, id=p.stem, marks=MARKS.get(p, [])) for p in course.LESSONS]
+
+
+@pytest.fixture(params=PARAMS)
 def lesson(request):
     return request.param
 

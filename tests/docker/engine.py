@@ -119,6 +119,18 @@ def engine_programs() -> Path:
     return unpack("engine", ENGINE_PACKAGES, "--no-install-recommends")
 
 
+def compose() -> list[str]:
+    """Return the command of Debian's Compose, which is 1.29: later ones are not there.
+
+    It comes with a Python of its own, so that it does not matter which one we run.
+    """
+    nothing = ["--no-install-recommends", "-o", "Dir::State::status=/dev/null"]
+    folder = unpack("compose", ["docker-compose", f"python{PYTHON}"], *nothing) / "usr"
+    packages = f"PYTHONPATH={folder}/lib/python3/dist-packages"
+    python = [f"PYTHONHOME={folder}", f"{folder}/bin/python{PYTHON}"]
+    return ["env", packages, *python, f"{folder}/bin/docker-compose"]
+
+
 def debian() -> Path:
     """Return a small Debian with Python, resolved as if nothing were installed."""
     nothing = ["--no-install-recommends", "-o", "Dir::State::status=/dev/null"]

@@ -21,7 +21,6 @@ import registry
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from conftest import QUICK, echo, python, write_echo
-from course import LESSONS, ROOT
 
 from helpers import docker, embedded, engine, server
 
@@ -99,21 +98,6 @@ def test_the_quickstarts_own_words_bring_up_a_server_that_answers(echo_repositor
     finally:
         engine.docker("rm", "--force", "quickstart")
         shell.communicate()
-
-
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_every_lesson_passes_strictly(lesson, tmp_path, stopped_after):
-    rules = [ROOT / "tests" / "sanitize.cfg", Path(__file__).parent / "sanitize.cfg"]
-    both = tmp_path / "sanitize.cfg"
-    both.write_text("".join(path.read_text() for path in rules))
-    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider"]
-    answer = subprocess.run(
-        [*command, f"--nbval-sanitize-with={both}", str(lesson)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stdout
 
 
 # --- What it promises ---------------------------------------------------------------
