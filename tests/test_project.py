@@ -20,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
@@ -76,19 +77,22 @@ def test_the_set_up_allows_the_pythons_that_the_project_allows():
     assert tuple(allowed.filter(candidates)) == bootstrap.VERSIONS
 
 
-def test_ci_calls_the_test_command_of_the_readme():
-    assert "make test" in (ROOT / "README.md").read_text()
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
+def test_ci_calls_the_test_commands_of_the_readme():
+    commands = ["make test", "make test-docker"]
+    assert all(f"`{c}`" in README or f"\n{c} " in README for c in commands)
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == commands
+    assert "set -euo pipefail" in lines
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_the_readme_lists_every_lesson_by_its_title(lesson):
     line = f"[{title(read(lesson))}](notebooks/{lesson.name})"
-    assert line in (ROOT / "README.md").read_text()
+    assert line in README
 
 
 def test_the_readmes_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()):
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
         if not target.startswith(("http", "#")):
             assert (ROOT / target).exists(), target
 
