@@ -535,9 +535,7 @@ def end(server: Server, by_itself: bool = False) -> None:
             process.wait(EXIT_TIMEOUT_S + 2)
             by_itself = True
     with bootstrap.alone(state()):
-        kill_rest(server)
-        if remove_unpacked(server) or by_itself:
-            shutil.rmtree(server.folder, ignore_errors=True)
+        clean_up_after(server, by_itself)
         sweep()
         remove_if_empty(state())
 
@@ -546,9 +544,14 @@ def sweep() -> None:
     """Clean up after servers that were killed; call it with the lock of `state()`."""
     for server in records():
         if not server.alive():
-            kill_rest(server)
-            if remove_unpacked(server):
-                shutil.rmtree(server.folder, ignore_errors=True)
+            clean_up_after(server)
+
+
+def clean_up_after(server: Server, by_itself: bool = False) -> None:
+    """Remove what a server has left, and its record when nothing more can be left."""
+    kill_rest(server)
+    if remove_unpacked(server) or by_itself:
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 def processes_of(server: Server) -> list[psutil.Process]:
@@ -576,7 +579,8 @@ def note_unpacked(server: Server) -> None:
     """Write into a live server's record which folder in /tmp is its own."""
     if not server.unpacked and (found := find_unpacked(server)):
         server.unpacked = found
-        server.write()
+        with contextlib.suppress(FileNotFoundError):  # stopped from elsewhere meanwhile
+            server.write()
 
 
 def find_unpacked(server: Server) -> str | None:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+@contextlib.contextmanager
+def squatter(port: int = 0) -> Iterator[int]:
+    """Hold a port of 127.0.0.1 that somebody else has taken, any one if it is 0."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-from conftest import QUICK, echo, process_of, write_echo
+from conftest import QUICK, echo, process_of, squatter, write_echo
 
 from helpers import bootstrap, embedded, server
 from helpers.repository import REPOSITORY
@@ -80,16 +80,13 @@ def test_a_record_is_never_half_written(triton):
 def test_it_takes_three_other_ports_and_says_so_where_one_is_taken(
     echo_repository, capsys
 ):
-    with socket.socket() as squatter:
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["grpc"]))
-        squatter.listen()
+    with squatter(embedded.choose_ports({}, set())["grpc"]) as taken:
         with server.start(echo_repository, id="another", **QUICK) as triton:
             assert echo(triton) == [0, 1, 2]
             printed = capsys.readouterr().out
             assert triton.http in printed
             assert "(8000 to 8002 are not all free)" in printed
-            assert squatter.getsockname()[1] != int(triton.grpc.split(":")[1])
+            assert taken != int(triton.grpc.split(":")[1])
 
 
 def test_any_flag_is_passed_by_its_own_name(echo_repository):
@@ -205,10 +202,7 @@ def test_a_config_with_a_mistake_is_refused_with_its_line(tmp_path):
 
 
 def test_a_port_asked_for_by_name_that_is_taken_is_refused(echo_repository):
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", 0))
-        squatter.listen()
-        port = squatter.getsockname()[1]
+    with squatter() as port:
         sentence = refusal(echo_repository, grpc_port=port)
     assert sentence.startswith(f"The port {port} that you ask for with --grpc-port")
 
@@ -216,10 +210,7 @@ def test_a_port_asked_for_by_name_that_is_taken_is_refused(echo_repository):
 def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
     echo_repository, monkeypatch
 ):
-    with socket.socket() as squatter:
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["http"]))
-        squatter.listen()
+    with squatter(embedded.choose_ports({}, set())["http"]):
         blind = iter([True, True, True])
         seeing = embedded.is_free
         monkeypatch.setattr(

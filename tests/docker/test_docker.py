@@ -20,7 +20,7 @@ import pytest
 import registry
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-from conftest import QUICK, echo, python, write_echo
+from conftest import QUICK, echo, python, squatter, write_echo
 
 from helpers import docker, embedded, engine, server
 
@@ -196,11 +196,8 @@ def test_a_server_that_says_nothing_is_seen_to_listen(echo_repository):
 def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
     echo_repository, monkeypatch
 ):
-    with socket.socket() as squatter:
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["http"]))
-        squatter.listen()
-        taken, seeing = squatter.getsockname()[1], embedded.is_free
+    with squatter(embedded.choose_ports({}, set())["http"]) as taken:
+        seeing = embedded.is_free
         monkeypatch.setattr(embedded, "is_free", lambda p: p == taken or seeing(p))
         with server.start(echo_repository, **FAST) as triton:
             assert echo(triton) == [0, 1, 2]
@@ -396,10 +393,7 @@ def test_a_gpu_that_docker_fails_to_give_is_told(echo_repository, monkeypatch):
 
 
 def test_a_taken_port_is_told(echo_repository, monkeypatch):
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", 0))
-        squatter.listen()
-        port = squatter.getsockname()[1]
+    with squatter() as port:
         sentence = refusal(echo_repository, http_port=port)
         assert sentence.startswith(f"The port {port} that you ask for with --http-port")
         monkeypatch.setattr(embedded, "is_free", lambda _: True)

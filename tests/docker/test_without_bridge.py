@@ -1,10 +1,8 @@
 """TRITON=docker where Docker has no bridge network and so can publish no port."""
 
-import socket
-
 import engine as real
 import pytest
-from conftest import echo
+from conftest import echo, squatter
 from test_docker import FAST, asked_for_docker, refusal  # noqa: F401
 
 from helpers import docker, embedded, server
@@ -41,10 +39,8 @@ def test_another_servers_answer_is_not_taken_for_its_own(echo_repository, monkey
 
 
 def test_a_lost_port_is_replaced(echo_repository, monkeypatch):
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", embedded.choose_ports({}, set())["grpc"]))
-        squatter.listen()
-        taken, seeing = squatter.getsockname()[1], embedded.is_free
+    with squatter(embedded.choose_ports({}, set())["grpc"]) as taken:
+        seeing = embedded.is_free
         monkeypatch.setattr(embedded, "is_free", lambda p: p == taken or seeing(p))
         with server.start(echo_repository, **FAST) as triton:
             assert echo(triton) == [0, 1, 2]
