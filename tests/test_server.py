@@ -80,13 +80,15 @@ def test_a_record_is_never_half_written(triton):
 def test_it_takes_three_other_ports_and_says_so_where_one_is_taken(
     echo_repository, capsys
 ):
-    with squatter(embedded.choose_ports({}, set())["grpc"]) as taken:
-        with server.start(echo_repository, id="another", **QUICK) as triton:
-            assert echo(triton) == [0, 1, 2]
-            printed = capsys.readouterr().out
-            assert triton.http in printed
-            assert "(8000 to 8002 are not all free)" in printed
-            assert taken != int(triton.grpc.split(":")[1])
+    with (
+        squatter(embedded.choose_ports({}, set())["grpc"]) as taken,
+        server.start(echo_repository, id="another", **QUICK) as triton,
+    ):
+        assert echo(triton) == [0, 1, 2]
+        printed = capsys.readouterr().out
+        assert triton.http in printed
+        assert "(8000 to 8002 are not all free)" in printed
+        assert taken != int(triton.grpc.split(":")[1])
 
 
 def test_any_flag_is_passed_by_its_own_name(echo_repository):
