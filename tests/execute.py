@@ -5,6 +5,7 @@ metadata that does not depend on the machine. A lesson that fails stays as it wa
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteboo
             last["text"] += output.text
         else:
             merged.append(output)
+    for output in merged:
+        if output.output_type == "stream":  # a progress bar writes over itself
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
     return merged
 
 
