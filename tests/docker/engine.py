@@ -39,7 +39,7 @@ PYTHON = "3.11"  # Debian 12's, so the image's
 ENGINE_PACKAGES = ["containerd", "docker.io", "runc"]
 IMAGE_PACKAGES = [f"python{PYTHON}", f"libpython{PYTHON}", "libstdc++6", "dash"]
 IMAGE_PACKAGES += ["coreutils", "bash", "libc-bin"]
-WHEELS = ["numpy", "onnxruntime"]
+WHEELS = ["numpy", "onnxruntime", "pillow"]
 WRAPPER = """#!/bin/sh
 LD_LIBRARY_PATH=/opt/tritonserver/lib exec /opt/tritonserver/bin/server "$@"
 """
