@@ -314,7 +314,8 @@ def main() -> None:
     """Build or fetch the models that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.repository",
-        description="Build the course's model repository; a second run does nothing.",
+        description="Build the course's model repository, and if nothing is named, copy"
+        " the weights of its pipeline, too; a second run does nothing.",
     )
     parser.add_argument(
         "words",
