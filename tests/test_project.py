@@ -91,6 +91,15 @@ def test_the_readme_lists_every_lesson_by_its_title(lesson):
     assert line in README
 
 
+def test_the_sections_that_the_readme_names_are_there():
+    rows = re.findall(r"^\| .* \| (\d\d, .*) \|$", README, re.MULTILINE)
+    named = [re.fullmatch(r"(\d\d), \*(.+)\*", p) for r in rows for p in r.split("; ")]
+    assert len(named) >= 15
+    for number, section in (match.groups() for match in named):
+        prose = "\n".join(cell.source for cell in read(LESSONS[int(number) - 1]).cells)
+        assert f"## {section}\n" in prose, (number, section)
+
+
 def test_the_readmes_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)\s]+)\)", README):
         if not target.startswith(("http", "#")):
