@@ -148,6 +148,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> bool:
     return condition()
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """A real browser; tests that need one are skipped where none can be had."""
+    import chromium
+
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(chromium.browser())
+        except chromium.CannotRunError as problem:
+            pytest.skip(f"No browser: {problem}")
+        yield running
+
+
 @pytest.fixture
 def no_server() -> Iterator[None]:
     """Nothing runs before the test, and nothing is left after it."""

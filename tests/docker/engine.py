@@ -28,7 +28,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from debian import CannotRunError, check_debian, run, unpack  # noqa: E402
 
 from helpers import bootstrap, embedded  # noqa: E402
 
@@ -45,70 +47,25 @@ LD_LIBRARY_PATH=/opt/tritonserver/lib exec /opt/tritonserver/bin/server "$@"
 """
 
 
-class CannotRunError(Exception):
-    """No engine can run on this machine; the message says why."""
-
-
 def check_machine() -> None:
     """Refuse a machine on which none of this can work."""
-    system = platform.freedesktop_os_release() if sys.platform == "linux" else {}
-    if system.get("VERSION_CODENAME") != "bookworm":
-        raise CannotRunError("the engine is unpacked from Debian 12, which this is not")
+    check_debian("the engine")
     if os.getuid() != 0:
         raise CannotRunError("a container engine needs root")
-    if not shutil.which("apt-get"):
-        raise CannotRunError("there is no apt-get to fetch the engine with")
-
-
-def run(*command: object, **options: object) -> str:
-    """Run a step and return what it prints; raise with what it says if it fails."""
-    answer = subprocess.run(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-    if answer.returncode != 0:
-        raise CannotRunError(f"`{command[0]}` said: {answer.stdout.strip()[-500:]}")
-    return answer.stdout
 
 
 # --- What is fetched once ----------------------------------------------------------
 
 
-def unpack(name: str, packages: list[str], *options: str) -> Path:
-    """Return a folder with Debian packages unpacked in it, without installing them."""
-    folder = CACHE / name
-    if folder.exists():
-        return folder
-    part = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
-    archives = part / "archives"
-    (archives / "partial").mkdir(parents=True)
-    apt = ["apt-get", "--quiet", "--yes", "-o", f"Dir::Cache::archives={archives}/"]
-    apt += ["-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=true"]
-    fetch = [*apt, "install", "--download-only", "--reinstall", *options, *packages]
-    try:
-        run(*fetch)
-    except CannotRunError:  # the lists of packages are missing, or out of date
-        run(*apt, "update")
-        run(*fetch)
-    for archive in archives.glob("*.deb"):
-        run("dpkg-deb", "--extract", archive, part)
-    shutil.rmtree(archives)
-    part.chmod(0o755)
-    return part.rename(folder)
-
-
 def engine_programs() -> Path:
     """Return the folder in which the engine is unpacked."""
-    return unpack("engine", ENGINE_PACKAGES, "--no-install-recommends")
+    return unpack(CACHE / "engine", ENGINE_PACKAGES, "--no-install-recommends")
 
 
 def debian() -> Path:
     """Return a small Debian with Python, resolved as if nothing were installed."""
     nothing = ["--no-install-recommends", "-o", "Dir::State::status=/dev/null"]
-    return unpack("debian", IMAGE_PACKAGES, *nothing)
+    return unpack(CACHE / "debian", IMAGE_PACKAGES, *nothing)
 
 
 def wheels() -> Path:
