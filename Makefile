@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do command -v $$p && break; done)
 
 setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example with `apt install python3 python3-venv`))" helpers/bootstrap.py
-lab: setup ; .venv/bin/jupyter lab notebooks/01-start-a-server.ipynb
+lab: setup ; JUPYTER_CONFIG_PATH=.jupyter .venv/bin/python -m jupyterlab README.md
 test: setup ; .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker" && .venv/bin/python -m pytest -m alone
 test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker
 execute: setup ; .venv/bin/python tests/execute.py
