@@ -1,8 +1,8 @@
 """Run lessons anew and write their outputs: all, or those named on the command line.
 
-Each gets its links to its neighbours, outputs and counts from a fresh kernel, the
-versions of what it ran with, and else nothing that depends on the machine. A lesson
-that fails stays as it was.
+Each gets its links to its neighbours, its opening for Colab, outputs and counts from a
+fresh kernel, the versions of what it ran with, and else nothing that depends on the
+machine. A lesson that fails stays as it was.
 """
 
 import contextlib
@@ -57,6 +57,8 @@ def execute(lesson: Path) -> None:
     """Run one lesson and write it back."""
     notebook = course.read(lesson)
     notebook.cells[-1].source = course.navigation(lesson)
+    first = course.cells(notebook, "code")[0]
+    first.source = course.with_opening(first.source, course.opening())
     client = NotebookClient(notebook, timeout=600, kernel_name="python3")
     client.execute(cwd=str(lesson.parent))
     notebook.metadata = nbformat.from_dict(METADATA)

@@ -172,6 +172,11 @@ def test_it_ends_with_the_way_to_its_neighbours(lesson, notebook):
     assert notebook.cells[-1].source == course.navigation(lesson)
 
 
+def test_it_begins_with_what_colab_needs(notebook):
+    source = cells(notebook, "code")[0].source
+    assert source == course.with_opening(source, course.opening())
+
+
 def test_it_holds_nothing_of_the_machine_that_ran_it(lesson, notebook):
     assert set(notebook.metadata) == {*execute.METADATA, "triton_notebooks"}
     assert str(course.ROOT) not in lesson.read_text()

@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from course import LESSONS, ROOT, read, title
+from course import LESSONS, PROJECT, ROOT, read, title
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from helpers import bootstrap
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 
