@@ -35,7 +35,8 @@ def program() -> tuple[str, dict[str, str]]:
     fonts = folder / "fonts.conf"
     fonts.write_text(FONTS.format(folder))
     libraries = folder / "usr" / "lib" / f"{platform.machine()}-linux-gnu"
-    environment = {"LD_LIBRARY_PATH": str(libraries), "FONTCONFIG_FILE": str(fonts)}
+    path = f"{libraries}:{libraries}/pulseaudio"
+    environment = {"LD_LIBRARY_PATH": path, "FONTCONFIG_FILE": str(fonts)}
     return str(folder / "usr/lib/chromium/chromium"), os.environ | environment
 
 

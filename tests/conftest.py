@@ -37,6 +37,9 @@ def pytest_configure() -> None:
 SLOW_FIRST = (
     "test_server_life",
     "are_solved",
+    "test_site",
+    "test_lab",
+    "test_colab",
     "test_server.py",
     "test_backend",
     "ipynb",
