@@ -24,6 +24,8 @@ HOSTS = {
     "Open in Binder": "https://mybinder.org/v2/gh/{0}/HEAD?urlpath=lab/tree/{1}.ipynb",
     "Open in Colab": "https://colab.research.google.com/github/{0}/blob/HEAD/{1}.ipynb",
 }
+# So that a page's width holds a diagram in letters that one can read.
+COMPACT = {"flowchart": {"rankSpacing": 24, "nodeSpacing": 24, "padding": 6}}
 PAGES = {"README.md": "/index.md"}  # what has its page under another name
 
 
@@ -35,7 +37,8 @@ class Mermaid(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the diagram as a picture with the text of its boxes."""
         name = f"diagram-{self.env.new_serialno('diagram')}"
-        svg = mermaidx.render("\n".join(self.content)).svg().replace("my-svg", name)
+        drawn = mermaidx.render("\n".join(self.content), config=COMPACT)
+        svg = drawn.svg().replace("my-svg", name)
         labels = re.findall(r'class="nodeLabel">(.+?)</span>', svg)
         text = "; ".join(unescape(re.sub("<[^>]+>", " ", label)) for label in labels)
         named = f'role="img" aria-label="Diagram of {escape(text)}"'
@@ -69,6 +72,7 @@ def read_source(app: Sphinx, page: str, source: list[str]) -> None:
     )
     if page.startswith("notebooks/"):
         notebook = json.loads(source[0])
+        del notebook["cells"][-1]  # the way to the neighbours, which every page has
         for cell in notebook["cells"]:
             if alt := cell["metadata"].get("alt"):
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
