@@ -26,6 +26,7 @@ HOSTS = {
 }
 # So that a page's width holds a diagram in letters that one can read.
 COMPACT = {"flowchart": {"rankSpacing": 24, "nodeSpacing": 24, "padding": 6}}
+LINK = re.compile(r"(?<!!)\[([^][]+)\]\((?!https?:|#|/)([^)\s]+)\)")
 PAGES = {"README.md": "/index.md"}  # what has its page under another name
 
 
@@ -52,27 +53,33 @@ def slug(heading: str) -> str:
 
 
 def site_link(link: re.Match, folder: Path) -> str:
-    """Return a link between files of the course as one between pages of the site."""
-    path, _, anchor = link[1].partition("#")
+    """Return a link between files of the course as one between pages of the site.
+
+    What has no page is shown in the repository, if that is known, or not linked.
+    """
+    text, target = link.groups()
+    path, _, anchor = target.partition("#")
     place = Path(os.path.normpath(folder / path)).relative_to(ROOT).as_posix()
-    page = PAGES.get(place) or "/" + place.removeprefix("docs/")
     if path.endswith(".ipynb"):  # Jupyter's anchors are the headings themselves
         anchor = slug(anchor.replace("-", " "))
-    return f"]({page}#{anchor})" if anchor else f"]({page})"
+    page = PAGES.get(place) or "/" + place.removeprefix("docs/")
+    if place not in PAGES and not place.startswith(("docs/", "notebooks/")):
+        if not REPOSITORY:
+            return text
+        page = f"{REPOSITORY}/blob/HEAD/{place}"
+    return f"[{text}]({page}#{anchor})" if anchor else f"[{text}]({page})"
 
 
 def read_source(app: Sphinx, page: str, source: list[str]) -> None:
     """Let links lead to pages, and plots have the alternative text of their cell."""
     home = ROOT if page.startswith("notebooks/") else ROOT / "docs"
     folder = (home / page).parent
-    source[0] = re.sub(
-        r"\]\(((?!https?:|#|/)[^)\s]+\.(?:md|ipynb)(?:#[^)\s]+)?)\)",
-        lambda link: site_link(link, folder),
-        source[0],
-    )
+    source[0] = LINK.sub(lambda link: site_link(link, folder), source[0])
     if page.startswith("notebooks/"):
         notebook = json.loads(source[0])
         del notebook["cells"][-1]  # the way to the neighbours, which every page has
+        python = {"name": "python", "pygments_lexer": "ipython3"}  # knows !ls and %cd
+        notebook["metadata"]["language_info"] = python
         for cell in notebook["cells"]:
             if alt := cell["metadata"].get("alt"):
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}

@@ -95,6 +95,22 @@ def test_binder_and_colab_are_offered_once_the_address_is_known(monkeypatch):
     assert f'<a href="{binder}{page}.ipynb">Open in Binder</a>' in line
 
 
+def test_a_link_to_what_has_no_page_leads_to_the_repository(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    import site_pages
+
+    def converted(text):
+        place = ROOT / "notebooks"
+        return site_pages.LINK.sub(lambda m: site_pages.site_link(m, place), text)
+
+    assert converted("[it](../helpers/curl.py)") == "it"
+    assert converted("[it](02-x.ipynb#A,-b)") == "[it](/notebooks/02-x.ipynb#a-b)"
+    monkeypatch.setattr(site_pages, "REPOSITORY", "https://github.com/OWNER/NAME")
+    there = "https://github.com/OWNER/NAME/blob/HEAD/helpers/curl.py"
+    assert converted("[it](../helpers/curl.py)") == f"[it]({there})"
+    assert converted("[it](https://x.org)") == "[it](https://x.org)"
+
+
 def test_every_diagram_and_plot_has_a_text(site):
     for lesson in LESSONS:
         page = (site / "notebooks" / f"{lesson.stem}.html").read_text()
@@ -191,42 +207,74 @@ def open_page(browser, address, page, **options):
     return opened
 
 
-WHOLE = {
+@pytest.fixture(scope="module", params=PAGES)
+def page(request, browser, address):
+    opened = open_page(browser, address, f"{request.param}.html")
+    opened.name = request.param.replace("/", "-")
+    yield opened
+    opened.close()
+
+
+LEVELS = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"],
     "rules": {"heading-order": {"enabled": True}},
 }
-COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+CONTRAST = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+# Code has the same few colours on every page, and many pieces: one page stands for all.
+WITHOUT_CODE = {"exclude": [[".highlight"]]}
 
 
-def violations(page, rules):
+def violations(page, rules, context=None):
     """Return what axe-core finds on a page against these rules."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page, options={**rules, "resultTypes": ["violations"]}).response
-    return [(v["id"], n["html"][:200]) for v in found["violations"] for n in v["nodes"]]
+    options = {**rules, "resultTypes": ["violations"]}
+    found = Axe().run(page, context, options).response["violations"]
+    return [(v["id"], node["html"][:200]) for v in found for node in v["nodes"]]
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("scheme", "rules"), [("light", WHOLE), ("dark", COLOURS)])
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_whole_and_accessible(browser, address, page, scheme, rules):
-    opened = open_page(browser, address, f"{page}.html", color_scheme=scheme)
-    shoot(opened, f"{page.replace('/', '-')}-{scheme}")
+def test_a_page_is_whole(page):
+    shoot(page, f"{page.name}-light")
     pictures = "[...document.images].every(i => i.complete && i.naturalWidth)"
-    assert opened.evaluate(pictures)
-    assert violations(opened, rules) == []
-    assert opened.errors == []
-    opened.close()
+    assert page.evaluate(pictures)
+    assert page.errors == []
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", PAGES)
-def test_a_phone_shows_a_page_without_scrolling_sideways(browser, address, page):
-    phone = {"width": 360, "height": 740}
-    opened = open_page(browser, address, f"{page}.html", viewport=phone)
-    shoot(opened, f"{page.replace('/', '-')}-phone")
-    assert opened.evaluate("document.documentElement.scrollWidth") == 360
-    opened.close()
+def test_a_page_is_accessible(page):
+    assert violations(page, LEVELS) == []
+
+
+@pytest.mark.browser
+def test_a_page_is_legible_in_the_dark(page):
+    """And plots keep the white background that Matplotlib's black is seen on."""
+    page.emulate_media(color_scheme="dark")
+    try:
+        shoot(page, f"{page.name}-dark")
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60
+        assert all(corner == [255, 255, 255, 255] for corner in page.evaluate(CORNERS))
+        context = None if LESSONS[0].stem in page.name else WITHOUT_CODE
+        assert violations(page, CONTRAST, context) == []
+    finally:
+        page.emulate_media(color_scheme="light")
+
+
+CORNERS = """[...document.querySelectorAll(".cell_output img")].map(image => {
+    const canvas = document.createElement("canvas").getContext("2d");
+    canvas.drawImage(image, 0, 0);
+    return [...canvas.getImageData(1, 1, 1, 1).data];
+})"""
+
+
+@pytest.mark.browser
+def test_a_phone_shows_a_page_without_scrolling_sideways(page):
+    before = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 740})
+    shoot(page, f"{page.name}-phone")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.set_viewport_size(before)
 
 
 @pytest.mark.browser
@@ -253,26 +301,6 @@ def test_the_search_finds_what_a_lesson_says(browser, address):
     shoot(opened, "search-results")
     assert opened.errors == []
     opened.close()
-
-
-@pytest.mark.browser
-def test_plots_stay_on_white_in_the_dark(browser, address):
-    """What Matplotlib draws in black is seen on its own background alone."""
-    for lesson in LESSONS:
-        page = f"notebooks/{lesson.stem}.html"
-        opened = open_page(browser, address, page, color_scheme="dark")
-        dark = opened.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60
-        corners = opened.evaluate(CORNERS)
-        assert all(corner == [255, 255, 255, 255] for corner in corners)
-        opened.close()
-
-
-CORNERS = """[...document.querySelectorAll(".cell_output img")].map(image => {
-    const canvas = document.createElement("canvas").getContext("2d");
-    canvas.drawImage(image, 0, 0);
-    return [...canvas.getImageData(1, 1, 1, 1).data];
-})"""
 
 
 @pytest.mark.browser
