@@ -6,7 +6,7 @@ lab: setup ; JUPYTER_CONFIG_PATH=.jupyter .venv/bin/python -m jupyterlab README.
 test: setup ; .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker" && .venv/bin/python -m pytest -m alone
 test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker
 execute: setup ; .venv/bin/python tests/execute.py
-docs: setup ; .venv/bin/python -m sphinx -q -W --keep-going -n docs docs/_build/html && echo "Open docs/_build/html/index.html"
+docs: setup ; .venv/bin/python -m sphinx -E -q -W --keep-going -n docs docs/_build/html && echo "Open docs/_build/html/index.html"
 links: setup ; .venv/bin/python docs/external_links.py
 # Left out of the lock: an optional part of jsonschema that takes 2.6 s of each start.
 lock: setup ; .venv/bin/pip install --quiet uv && .venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package rfc3987-syntax --no-emit-package lark --quiet --output-file requirements.lock

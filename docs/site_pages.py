@@ -40,8 +40,8 @@ class Mermaid(SphinxDirective):
         name = f"diagram-{self.env.new_serialno('diagram')}"
         drawn = mermaidx.render("\n".join(self.content), config=COMPACT)
         svg = drawn.svg().replace("my-svg", name)
-        labels = re.findall(r'class="nodeLabel">(.+?)</span>', svg)
-        text = "; ".join(unescape(re.sub("<[^>]+>", " ", label)) for label in labels)
+        labels = re.findall(r">([^<>]+)<", re.sub("<style>.*?</style>", "", svg))
+        text = "; ".join(unescape(label) for label in labels)
         named = f'role="img" aria-label="Diagram of {escape(text)}"'
         svg = re.sub('role="[^"]+" aria-roledescription="[^"]+"', named, svg, count=1)
         return [nodes.raw("", f'<div class="mermaid">{svg}</div>', format="html")]
