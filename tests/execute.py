@@ -1,17 +1,25 @@
 """Run lessons anew and write their outputs: those named on the command line, or all.
 
-Each gets its links to its neighbours, outputs and counts from a fresh kernel, and
-metadata that does not depend on the machine. A lesson that fails stays as it was.
+Each gets its links to its neighbours, its opening for Colab, outputs and counts from a
+fresh kernel, the versions of what it ran with, and else nothing that depends on the
+machine. A lesson that fails stays as it was.
 """
 
+import contextlib
+import importlib.metadata
+import io
+import json
 import os
 import re
 import sys
+import urllib.request
 from pathlib import Path
 
 import course
 import nbformat
 from nbclient import NotebookClient
+
+from helpers import server
 
 METADATA = {
     "kernelspec": {
@@ -22,6 +30,16 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the server, by its own word, and of the two packages."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        triton = server.connect()
+    with urllib.request.urlopen(f"http://{triton.http}/v2") as answer:
+        found = {"Triton": json.load(answer)["version"]}
+    packages = ("tritonclient", "onnxruntime")
+    return found | {name: importlib.metadata.version(name) for name in packages}
 
 
 def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -43,9 +61,12 @@ def execute(lesson: Path) -> None:
     """Run one lesson and write it back."""
     notebook = course.read(lesson)
     notebook.cells[-1].source = course.navigation(lesson)
+    first = course.cells(notebook, "code")[0]
+    first.source = course.with_opening(first.source, course.opening())
     client = NotebookClient(notebook, timeout=600, kernel_name="python3")
     client.execute(cwd=str(lesson.parent))
     notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.metadata["triton_notebooks"] = versions()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{lesson.name[:2]}-{number:02}"
         cell.metadata.pop("execution", None)
