@@ -134,11 +134,11 @@ def test_a_slow_reader_does_not_slow_the_model_and_fills_the_servers_memory(
     client.start_stream(lambda result, error: (read.put(result), gate.wait()))
     server_process = psutil.Process(process_of(triton).pid)
     before = server_process.memory_info().rss
-    client.async_stream_infer("babbler", word(), parameters={"count": 40_003})
+    client.async_stream_infer("babbler", word(), parameters={"count": 20_003})
     read.get(timeout=30)
-    assert wait_for(lambda: words_sent(triton, 40_003) == 40_003, 120)
+    assert wait_for(lambda: words_sent(triton, 20_003) == 20_003, 120)
     assert read.empty()
-    assert server_process.memory_info().rss > before + 50 * 40_003
+    assert server_process.memory_info().rss > before + 50 * 20_003
     gate.set()
     client.stop_stream()
-    assert read.qsize() == 40_002
+    assert read.qsize() == 20_002
