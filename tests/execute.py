@@ -13,13 +13,14 @@ import os
 import re
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import course
 import nbformat
 from nbclient import NotebookClient
 
-from helpers import server
+from helpers import repository, server
 
 METADATA = {
     "kernelspec": {
@@ -34,9 +35,11 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def versions() -> dict[str, str]:
     """Return the versions of the server, by its own word, and of the two packages."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        triton = server.connect()
-    with urllib.request.urlopen(f"http://{triton.http}/v2") as answer:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        server.start(repository.build()) as triton,
+        urllib.request.urlopen(f"http://{triton.http}/v2") as answer,
+    ):
         found = {"Triton": json.load(answer)["version"]}
     packages = ("tritonclient", "onnxruntime")
     return found | {name: importlib.metadata.version(name) for name in packages}
@@ -57,16 +60,27 @@ def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteboo
     return merged
 
 
-def execute(lesson: Path) -> None:
-    """Run one lesson and write it back."""
+@contextlib.contextmanager
+def no_server_left() -> Iterator[None]:
+    """End the servers that the block has left running, so that ports are free again."""
+    before = {process.name for process in server.all_records()}
+    yield
+    for process in server.all_records():
+        if process.name not in before:
+            process.end()
+
+
+def execute(lesson: Path, found: dict[str, str]) -> None:
+    """Run one lesson and write it back, with the versions found."""
     notebook = course.read(lesson)
     notebook.cells[-1].source = course.navigation(lesson)
     first = course.cells(notebook, "code")[0]
     first.source = course.with_opening(first.source, course.opening())
     client = NotebookClient(notebook, timeout=600, kernel_name="python3")
-    client.execute(cwd=str(lesson.parent))
+    with no_server_left():
+        client.execute(cwd=str(lesson.parent))
     notebook.metadata = nbformat.from_dict(METADATA)
-    notebook.metadata["triton_notebooks"] = versions()
+    notebook.metadata["triton_notebooks"] = found
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{lesson.name[:2]}-{number:02}"
         cell.metadata.pop("execution", None)
@@ -83,9 +97,10 @@ def main() -> None:
     """Run the lessons named on the command line, or all that need no Docker."""
     os.environ.pop("TRITON", None)
     usual = [lesson for lesson in course.LESSONS if lesson not in course.ON_DOCKER]
+    found = versions()
     for lesson in map(Path, sys.argv[1:] or usual):
         print(f"Running {lesson.name} ...", flush=True)
-        execute(lesson.resolve())
+        execute(lesson.resolve(), found)
 
 
 if __name__ == "__main__":
