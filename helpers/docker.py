@@ -15,11 +15,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers import bootstrap, embedded, engine
+from helpers import embedded, engine
 from helpers.embedded import (
     FIRST_PORTS,
     HOST,
@@ -249,16 +249,6 @@ def free_ports(flags: Flags, lost: set[int]) -> dict[str, int]:
     return embedded.choose_ports(flags, claimed | lost)
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Hold the lock under which servers of both kinds choose their ports."""
-    with bootstrap.alone(embedded.state()):
-        try:
-            yield
-        finally:
-            embedded.remove_if_empty(embedded.state())
-
-
 # --- Start --------------------------------------------------------------------------
 
 
@@ -279,7 +269,7 @@ def launch(
     engine.ensure_image(able)
     server = None
     try:
-        with alone():
+        with embedded.choosing_ports():
             server = Server(
                 name=name,
                 image=engine.image_name(),

@@ -24,7 +24,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -136,6 +136,9 @@ def state() -> Path:
     """Return the folder of this user's records; it is there while a server is."""
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     return Path(tempfile.gettempdir()) / f"triton-notebooks-{user}"
+
+
+PORTS_LOCK = Path("/tmp") / f"ports-of-{state().name}"
 
 
 def course() -> str:
@@ -321,6 +324,19 @@ def ports_of_servers() -> set[int]:
     return ports
 
 
+@contextlib.contextmanager
+def choosing_ports() -> Iterator[None]:
+    """Let one start at a time look for ports, of either kind and whatever TMPDIR says.
+
+    From the spawn on, a server's command line tells others which ports are its own.
+    """
+    with bootstrap.alone(PORTS_LOCK):
+        try:
+            yield
+        finally:
+            remove_if_empty(PORTS_LOCK)
+
+
 def choose_ports(flags: Flags, claimed: set[int]) -> dict[str, int]:
     """Return a port per protocol: those asked for, else the first free three in a row.
 
@@ -394,11 +410,32 @@ def launch(
     """
     check_spaces(repositories)
     check_repositories(repositories)
+    server = None
+    try:
+        with choosing_ports():
+            server = claim(repositories, flags, shared)
+            check_stub(make_backends(server.folder))
+            spawn(server)
+        wait_until_listening(server)
+    except PortLostError:
+        end(server, by_itself=True)
+        if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
+            return launch(repositories, flags, shared, attempts - 1)
+        raise
+    except BaseException as error:
+        if server:
+            by_itself = isinstance(error, StartError) and not server.alive()
+            end(server, by_itself)
+        raise
+    return server
+
+
+def claim(repositories: Sequence[str], flags: Flags, shared: bool) -> Server:
+    """Write the record of a server that is about to start, and so claim its ports."""
     with bootstrap.alone(state()):
         sweep()
-        claimed = ports_of_servers()
         try:
-            ports = choose_ports(flags, claimed)
+            ports = choose_ports(flags, ports_of_servers())
         except StartError:
             remove_if_empty(state())
             raise
@@ -413,18 +450,6 @@ def launch(
         )
         server.folder.mkdir()
         server.write()
-    try:
-        check_stub(make_backends(server.folder))
-        spawn(server)
-        wait_until_listening(server)
-    except PortLostError:
-        end(server, by_itself=True)
-        if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
-            return launch(repositories, flags, shared, attempts - 1)
-        raise
-    except BaseException as error:
-        end(server, by_itself=isinstance(error, StartError) and not server.alive())
-        raise
     return server
 
 

@@ -68,6 +68,31 @@ sys.stdin.read()
     kernel.communicate("")
 
 
+def test_starts_at_once_in_different_temporary_folders_lose_no_port(
+    echo_repository, tmp_path
+):
+    code = """
+import sys
+from helpers import embedded
+flags = {"disable-auto-complete-config": [""]}
+server = embedded.launch([sys.argv[1]], flags, shared=False, attempts=1)
+print(server.ports["http"])
+sys.stdin.read()
+server.end()
+"""
+    kernels = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        environment = {**os.environ, "TMPDIR": str(tmp_path / str(number))}
+        options = {"stdin": subprocess.PIPE, "env": environment}
+        kernels.append(python(code, echo_repository, **options))
+    ports = {kernel.stdout.readline() for kernel in kernels}
+    for kernel in kernels:
+        kernel.communicate("")
+    assert len(ports) == 4
+    assert "" not in ports
+
+
 def test_kernels_that_connect_at_once_share_one_server():
     kernels = [python(CONNECT) for _ in range(4)]
     found = {kernel.communicate()[0].split()[-1] for kernel in kernels}
