@@ -1,4 +1,4 @@
-"""NVIDIA's load generator `perf_analyzer`: `python -m helpers.perf_analyzer` fetches it.
+"""NVIDIA's load generator: `python -m helpers.perf_analyzer` brings it.
 
 Its later releases need glibc 2.38. The one in tritonclient's wheel of 2.44.0 runs on an
 older one, with two libraries that nvidia-pytriton has under other names. pip can't
