@@ -1,6 +1,6 @@
 """Do `helpers.load` and NVIDIA's perf_analyzer agree on throughput?
 
-`python benchmarks/perf_analyzer.py [ROUNDS]` starts a server with the classifier, two
+`python -m benchmarks.perf_analyzer [ROUNDS]` starts a server with the classifier, two
 instances of one thread each, and lets the two take turns, so that a machine that
 becomes slower does so for both. It prints the median of each, and their ratio.
 """
