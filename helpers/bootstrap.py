@@ -194,6 +194,8 @@ def main():
         if not installed():
             install()
     run(PYTHON, "-m", "helpers.repository")
+    # One lesson wants it; where it can't be had, it has said so and the rest goes on.
+    subprocess.run((PYTHON, "-m", "helpers.perf_analyzer"), cwd=ROOT)
 
 
 if __name__ == "__main__":
