@@ -6,11 +6,15 @@ hashes tell what is there already from what is missing, damaged or out of date.
 
 densenet_onnx, the model of Triton's quickstart, is not built but fetched, and only if
 named. It comes into the repository whole, because a server refuses half a model.
+
+data/pipeline_repository is a repository of its own, of models that work together. Its
+weights are files of a package, and copied from there.
 """
 
 import argparse
 import errno
 import hashlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -28,6 +32,7 @@ if TYPE_CHECKING:  # importing onnx takes longer than finding nothing to do
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 REPOSITORY = DATA / "model_repository"
+PIPELINE = DATA / "pipeline_repository"
 FETCHED_MODELS = DATA / "fetched_models"  # configs and labels of what is fetched
 DOWNLOADS = DATA / "downloads"
 PHOTOS = DATA / "photos"
@@ -104,6 +109,21 @@ MUG = Remote(
 FETCHED: dict[str, tuple[Remote, Remote]] = {"densenet_onnx": (DENSENET, MUG)}
 
 
+# What reads text: PP-OCRv4's detector and recogniser, as files of this package.
+OCR_PACKAGE = "rapidocr-onnxruntime"
+OCR_VERSION = "1.4.4"
+OCR_MODELS: dict[str, tuple[str, str]] = {
+    "detect": (
+        "models/ch_PP-OCRv4_det_infer.onnx",
+        "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+    ),
+    "recognise": (
+        "models/ch_PP-OCRv4_rec_infer.onnx",
+        "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+    ),
+}
+
+
 def build(
     path: Path = REPOSITORY,
     models: Sequence[str] = (),
@@ -146,6 +166,46 @@ def build(
     except OSError as error:
         raise RepositoryError(_explain(error, path)) from error
     return path
+
+
+def build_pipeline() -> Path:
+    """Copy what is missing of data/pipeline_repository's weights, and return its path.
+
+    They come out of a package, all or none. Prints a line for each model copied and
+    nothing for what is there already. Raises RepositoryError.
+    """
+    copied: dict[Path, bytes] = {}
+    for name, (file, sha256) in OCR_MODELS.items():
+        weights = PIPELINE / name / "1" / "model.onnx"
+        if not has_hash(weights, sha256):
+            copied[weights] = _read_packaged(file, sha256)
+    try:
+        for weights, data in copied.items():
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            with bootstrap.alone(weights.parent):
+                for leftover in weights.parent.glob(".*.part"):
+                    leftover.unlink()  # of a run that was killed
+                _write(weights, data)
+            print(f"Copied {weights} from {OCR_PACKAGE}, {len(data) / 1e6:.1f} MB")
+    except OSError as error:
+        raise RepositoryError(_explain(error, PIPELINE)) from error
+    return PIPELINE
+
+
+def _read_packaged(file: str, sha256: str) -> bytes:
+    """Return a file of the package, which is not imported: it would want OpenCV."""
+    again = f"pip install --no-deps --force-reinstall {OCR_PACKAGE}=={OCR_VERSION}"
+    package = importlib.util.find_spec(OCR_PACKAGE.replace("-", "_"))
+    if package is None or not package.submodule_search_locations:
+        raise RepositoryError(f"The package {OCR_PACKAGE} is not installed: {again}")
+    path = Path(package.submodule_search_locations[0], file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RepositoryError(f"{path}: {error.strerror}; try: {again}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RepositoryError(f"{path} is not the file we know (its SHA-256): {again}")
+    return data
 
 
 def _build_model(folder: Path) -> None:
@@ -254,7 +314,8 @@ def main() -> None:
     """Build or fetch the models that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.repository",
-        description="Build the course's model repository; a second run does nothing.",
+        description="Build the course's model repository, and if nothing is named, copy"
+        " the weights of its pipeline, too; a second run does nothing.",
     )
     parser.add_argument(
         "words",
@@ -279,6 +340,8 @@ def main() -> None:
     try:
         path = build(Path(*paths) if paths else REPOSITORY, models, given.timeout)
         print(f"The model repository is ready: {path}")
+        if not given.words:
+            print(f"The pipeline's repository is ready: {build_pipeline()}")
     except RepositoryError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -41,6 +41,9 @@ def pytest_configure() -> None:
 SLOW_FIRST = (
     "test_server_life",
     "are_solved",
+    "test_site",
+    "test_lab",
+    "test_colab",
     "test_server.py",
     "test_backend",
     "ipynb",
@@ -196,6 +199,19 @@ def squatter(port: int = 0) -> Iterator[int]:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         yield taken.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """A real browser; tests that need one are skipped where none can be had."""
+    import chromium
+
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(chromium.browser())
+        except chromium.CannotRunError as problem:
+            pytest.skip(f"No browser: {problem}")
+        yield running
 
 
 @pytest.fixture

@@ -1,11 +1,18 @@
 """The lessons as data: their order, their cells, and the links between them."""
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 # Those that run Docker themselves: `make test-docker` runs them.
 ON_DOCKER = [path for path in LESSONS if "container" in path.name]
@@ -40,6 +47,27 @@ def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell, solution in zip(exercises, solutions(notebook), strict=True):
         cell.source = solution
     return notebook
+
+
+OPENING = """from pathlib import Path
+
+if not Path("../helpers").exists():  # alone, as on Colab: fetch the course
+    ![ -d course ] || git clone -q {} course
+    %run course/helpers/colab.py
+
+"""
+
+
+def opening() -> str:
+    """Return what a lesson's code begins with, nothing until we have an address."""
+    address = PROJECT.get("urls", {}).get("Repository")
+    return OPENING.format(address) if address else ""
+
+
+def with_opening(source: str, wanted: str) -> str:
+    """Return a lesson's first code with this opening in place of any other."""
+    pattern = re.escape(OPENING).replace(r"\{\}", r"\S+")
+    return wanted + re.sub(pattern, "", source)
 
 
 def navigation(lesson: Path) -> str:

@@ -5,6 +5,7 @@ import re
 import statistics
 
 import course
+import execute
 import pytest
 from course import cells, read, tags
 
@@ -21,6 +22,11 @@ def lesson(request):
 @pytest.fixture
 def notebook(lesson):
     return read(lesson)
+
+
+@pytest.fixture(scope="module")
+def versions():
+    return execute.versions()
 
 
 def headings(notebook):
@@ -166,7 +172,16 @@ def test_it_ends_with_the_way_to_its_neighbours(lesson, notebook):
     assert notebook.cells[-1].source == course.navigation(lesson)
 
 
+def test_it_begins_with_what_colab_needs(notebook):
+    source = cells(notebook, "code")[0].source
+    assert source == course.with_opening(source, course.opening())
+
+
 def test_it_holds_nothing_of_the_machine_that_ran_it(lesson, notebook):
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert set(notebook.metadata) == {*execute.METADATA, "triton_notebooks"}
     assert str(course.ROOT) not in lesson.read_text()
     assert "/root/" not in lesson.read_text()
+
+
+def test_it_was_run_with_the_versions_that_are_locked(notebook, versions):
+    assert notebook.metadata["triton_notebooks"] == versions

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -9,19 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from course import LESSONS, ROOT, read, title
+from course import LESSONS, PROJECT, ROOT, read, title
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from helpers import bootstrap
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 README = (ROOT / "README.md").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 
@@ -39,8 +34,8 @@ def locked():
 
 
 def declared():
-    extras = PROJECT["optional-dependencies"]["test"]
-    found = [Requirement(text) for text in [*PROJECT["dependencies"], *extras]]
+    extras = PROJECT["optional-dependencies"].values()
+    found = map(Requirement, itertools.chain(PROJECT["dependencies"], *extras))
     return [r for r in found if r.marker is None or r.marker.evaluate()]
 
 
@@ -67,7 +62,7 @@ def test_every_pin_has_a_hash_and_no_host_is_named():
 def test_environment_yml_asks_for_python_pip_and_the_project_alone():
     python, pip, rest = ENVIRONMENT["dependencies"]
     assert pip == "pip"
-    assert rest == {"pip": ["--editable .[test]"]}
+    assert rest == {"pip": ["--editable ."]}
     assert python.partition("=")[2] in SpecifierSet(PROJECT["requires-python"])
 
 
@@ -89,6 +84,15 @@ def test_ci_calls_the_test_commands_of_the_readme():
 def test_the_readme_lists_every_lesson_by_its_title(lesson):
     line = f"[{title(read(lesson))}](notebooks/{lesson.name})"
     assert line in README
+
+
+def test_the_sections_that_the_readme_names_are_there():
+    rows = re.findall(r"^\| .* \| (\d\d, .*) \|$", README, re.MULTILINE)
+    named = [re.fullmatch(r"(\d\d), \*(.+)\*", p) for r in rows for p in r.split("; ")]
+    assert len(named) >= 15
+    for number, section in (match.groups() for match in named):
+        prose = "\n".join(cell.source for cell in read(LESSONS[int(number) - 1]).cells)
+        assert f"## {section}\n" in prose, (number, section)
 
 
 def test_the_readmes_links_lead_somewhere():

@@ -29,7 +29,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from debian import CannotRunError, check_debian, run, short_hash, unpack  # noqa: E402
 
 from helpers import bootstrap, embedded  # noqa: E402
 
@@ -42,7 +44,7 @@ PYTHON = "3.11"  # Debian 12's, so the image's
 ENGINE_PACKAGES = ["containerd", "docker.io", "runc"]
 IMAGE_PACKAGES = [f"python{PYTHON}", f"libpython{PYTHON}", "libstdc++6", "dash"]
 IMAGE_PACKAGES += ["coreutils", "bash", "libc-bin", "curl"]
-SERVER_WHEELS = ["numpy", "onnxruntime"]
+SERVER_WHEELS = ["numpy", "onnxruntime", "pillow"]
 SDK_WHEELS = ["numpy", "pillow", "tritonclient", "ml-dtypes", "python-rapidjson"]
 SDK_WHEELS += ["urllib3", "geventhttpclient", "gevent", "greenlet", "brotli", "certifi"]
 SDK_WHEELS += ["zope-event", "zope-interface"]
@@ -52,71 +54,19 @@ LD_LIBRARY_PATH=/opt/tritonserver/lib exec /opt/tritonserver/bin/server "$@"
 """
 
 
-class CannotRunError(Exception):
-    """No engine can run on this machine; the message says why."""
-
-
 def check_machine() -> None:
     """Refuse a machine on which none of this can work."""
-    system = platform.freedesktop_os_release() if sys.platform == "linux" else {}
-    if system.get("VERSION_CODENAME") != "bookworm":
-        raise CannotRunError("the engine is unpacked from Debian 12, which this is not")
+    check_debian("the engine")
     if os.getuid() != 0:
         raise CannotRunError("a container engine needs root")
-    if not shutil.which("apt-get"):
-        raise CannotRunError("there is no apt-get to fetch the engine with")
-
-
-def run(*command: object, **options: object) -> str:
-    """Run a step and return what it prints; raise with what it says if it fails."""
-    answer = subprocess.run(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-    if answer.returncode != 0:
-        raise CannotRunError(f"`{command[0]}` said: {answer.stdout.strip()[-500:]}")
-    return answer.stdout
 
 
 # --- What is fetched once ----------------------------------------------------------
 
 
-def short_hash(names: list[str]) -> str:
-    """Return a short name for a list of names."""
-    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
-
-
-def unpack(name: str, packages: list[str], *options: str) -> Path:
-    """Return a folder with Debian packages unpacked in it, without installing them."""
-    folder = CACHE / f"{name}-{short_hash(packages)}"
-    if folder.exists():
-        return folder
-    for old in CACHE.glob(f"{name}-*"):
-        shutil.rmtree(old)
-    part = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
-    archives = part / "archives"
-    (archives / "partial").mkdir(parents=True)
-    apt = ["apt-get", "--quiet", "--yes", "-o", f"Dir::Cache::archives={archives}/"]
-    apt += ["-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=true"]
-    fetch = [*apt, "install", "--download-only", "--reinstall", *options, *packages]
-    try:
-        run(*fetch)
-    except CannotRunError:  # the lists of packages are missing, or out of date
-        run(*apt, "update")
-        run(*fetch)
-    for archive in archives.glob("*.deb"):
-        run("dpkg-deb", "--extract", archive, part)
-    shutil.rmtree(archives)
-    part.chmod(0o755)
-    return part.rename(folder)
-
-
 def engine_programs() -> Path:
     """Return the folder in which the engine is unpacked."""
-    return unpack("engine", ENGINE_PACKAGES, "--no-install-recommends")
+    return unpack(CACHE / "engine", ENGINE_PACKAGES, "--no-install-recommends")
 
 
 def compose() -> list[str]:
@@ -125,16 +75,17 @@ def compose() -> list[str]:
     It comes with a Python of its own, so that it does not matter which one we run.
     """
     nothing = ["--no-install-recommends", "-o", "Dir::State::status=/dev/null"]
-    folder = unpack("compose", ["docker-compose", f"python{PYTHON}"], *nothing) / "usr"
-    packages = f"PYTHONPATH={folder}/lib/python3/dist-packages"
+    packages = ["docker-compose", f"python{PYTHON}"]
+    folder = unpack(CACHE / "compose", packages, *nothing) / "usr"
+    modules = f"PYTHONPATH={folder}/lib/python3/dist-packages"
     python = [f"PYTHONHOME={folder}", f"{folder}/bin/python{PYTHON}"]
-    return ["env", packages, *python, f"{folder}/bin/docker-compose"]
+    return ["env", modules, *python, f"{folder}/bin/docker-compose"]
 
 
 def debian() -> Path:
     """Return a small Debian with Python, resolved as if nothing were installed."""
     nothing = ["--no-install-recommends", "-o", "Dir::State::status=/dev/null"]
-    return unpack("debian", IMAGE_PACKAGES, *nothing)
+    return unpack(CACHE / "debian", IMAGE_PACKAGES, *nothing)
 
 
 def wheels(names: list[str]) -> Path:
