@@ -90,4 +90,4 @@ def draw_rounds(axis: Axes, rounds: dict[str, np.ndarray], label: str) -> None:
     for name, values in rounds.items():
         axis.plot(values, [name] * len(values), "o", color=COLOURS[0], alpha=0.5)
         axis.plot([np.median(values)], [name], "|", color="black", markersize=16)
-    axis.set(xlabel=label, xlim=(0, None))
+    axis.set(xlabel=label, xlim=(0, None), ylim=(-0.5, len(rounds) - 0.5))
