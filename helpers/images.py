@@ -8,7 +8,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from helpers.repository import PHOTOS
 
-__all__ = ["PHOTOS", "read_photo"]
+__all__ = ["PHOTOS", "labelled_crops", "read_photo"]
+
+# The photographs that show a class of ImageNet, by the names that are right.
+LABELS = {
+    "chelsea.png": ("TABBY", "TIGER CAT", "EGYPTIAN CAT"),
+    "clock.png": ("ANALOG CLOCK", "WALL CLOCK"),
+    "coffee.png": ("CUP", "COFFEE MUG", "ESPRESSO"),
+    "rocket.jpg": ("MISSILE", "PROJECTILE"),
+}
 
 
 def read_photo(
@@ -34,6 +42,23 @@ def read_photo(
         raise OSError(f"{name_of(photo)} cannot be read: {reason}") from None
     pixels = np.asarray(upright.resize(size, Image.BILINEAR), np.float32)
     return (pixels / 127.5 - 1).transpose(2, 0, 1)
+
+
+def labelled_crops(count: int, seed: int) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """Return crops of the photographs in LABELS, and the names that are right for each.
+
+    Of each photograph so many crops at random places, and their mirror images: FP32
+    [8 * count, 3, 224, 224], scaled as by `read_photo`.
+    """
+    corners = np.random.default_rng(seed).integers(0, 65, (count, 2))
+    crops, names = [], []
+    for photo, right in LABELS.items():
+        large = read_photo(PHOTOS / photo, (288, 288))
+        for x, y in corners:
+            crop = large[:, y : y + 224, x : x + 224]
+            crops += [crop, crop[:, :, ::-1]]
+            names += [right, right]
+    return np.stack(crops), names
 
 
 def name_of(photo: str | Path | BinaryIO) -> str:

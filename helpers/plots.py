@@ -3,6 +3,8 @@
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Told apart without colour vision, and legible on white and on dark grey.
@@ -81,3 +83,11 @@ def draw_parts(rows: dict[str, dict[str, float]], label: str) -> Figure:
     axis.invert_yaxis()
     axis.legend(ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def draw_rounds(axis: Axes, rounds: dict[str, np.ndarray], label: str) -> None:
+    """Draw a row for each name: a dot for each of its rounds, a bar at their median."""
+    for name, values in rounds.items():
+        axis.plot(values, [name] * len(values), "o", color=COLOURS[0], alpha=0.5)
+        axis.plot([np.median(values)], [name], "|", color="black", markersize=16)
+    axis.set(xlabel=label, xlim=(0, None), ylim=(-0.5, len(rounds) - 0.5))

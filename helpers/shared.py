@@ -1,0 +1,34 @@
+"""A tensor in shared memory for a while; lesson 08 writes it out."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+import tritonclient.utils.shared_memory as shm
+from tritonclient.utils import np_to_triton_dtype
+
+
+@contextlib.contextmanager
+def lying(
+    client: grpcclient.InferenceServerClient, name: str, tensor: np.ndarray
+) -> Iterator[grpcclient.InferInput]:
+    """Lay a tensor into shared memory, and yield the input `name` that points to it.
+
+    The server must be on this machine. Any number of requests may use the input until
+    the block ends; then the memory is free again, whatever has happened.
+    """
+    key = f"lesson-{os.getpid()}-{id(tensor)}"
+    region = shm.create_shared_memory_region(key, f"/{key}", tensor.nbytes)
+    try:
+        shm.set_shared_memory_region(region, [tensor])
+        client.register_system_shared_memory(key, f"/{key}", tensor.nbytes)
+        try:
+            kind = np_to_triton_dtype(tensor.dtype)
+            pointer = grpcclient.InferInput(name, tensor.shape, kind)
+            yield pointer.set_shared_memory(key, tensor.nbytes)
+        finally:
+            client.unregister_system_shared_memory(key)
+    finally:
+        shm.destroy_shared_memory_region(region)
