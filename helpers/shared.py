@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.utils.shared_memory as shm
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 
 @contextlib.contextmanager
@@ -29,6 +30,18 @@ def lying(
             pointer = grpcclient.InferInput(name, tensor.shape, kind)
             yield pointer.set_shared_memory(key, tensor.nbytes)
         finally:
-            client.unregister_system_shared_memory(key)
+            unregister(client, key)
     finally:
         shm.destroy_shared_memory_region(region)
+
+
+def unregister(client: grpcclient.InferenceServerClient, key: str) -> None:
+    """Let the server forget a region, which may be in use a moment after its answer."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return client.unregister_system_shared_memory(key)
+        except InferenceServerException as error:
+            if "in use" not in error.message() or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)

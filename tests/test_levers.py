@@ -1,6 +1,7 @@
 """What lesson 14 leans on: labelled crops, INT8, shared memory, a model for files."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_a_tensor_in_shared_memory_gets_the_same_answer_and_leaves_nothing(clien
         assert len(client.get_system_shared_memory_status().regions) == 1
     assert np.array_equal(got, logits(client, CNN, tensor(photo)))
     assert not client.get_system_shared_memory_status().regions
-    assert not list(Path("/dev/shm").glob("lesson-*"))
+    assert not list(Path("/dev/shm").glob(f"lesson-{os.getpid()}-*"))
 
 
 def test_shared_memory_is_free_again_after_an_error(client):
