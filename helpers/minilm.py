@@ -7,14 +7,12 @@ first. The model built here works those out by itself and gives one vector for t
 sentence, of length 1, as the network's authors do. The network inside is unchanged.
 """
 
-import hashlib
-import importlib.util
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
-from helpers import bootstrap
+from helpers import bootstrap, packaged
 from helpers.download import has_hash
 from helpers.repository import DATA
 
@@ -41,18 +39,8 @@ def read_network() -> bytes:
     gives last_hidden_state, float32 [batch, sequence, 384]. Raises MiniLMError when the
     package is missing or its file is another one.
     """
-    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    again = f"pip install --force-reinstall {PACKAGE}=={VERSION}"
-    if package is None or not package.submodule_search_locations:
-        raise MiniLMError(f"The package {PACKAGE} is not installed: {again}")
-    path = Path(package.submodule_search_locations[0], NETWORK)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MiniLMError(f"{path}: {error.strerror}; try: {again}") from error
-    if hashlib.sha256(data).hexdigest() != NETWORK_SHA256:
-        raise MiniLMError(f"{path} is not the file we know (its SHA-256): {again}")
-    return data
+    requirement = f"{PACKAGE}=={VERSION}"
+    return packaged.read(requirement, NETWORK, NETWORK_SHA256, MiniLMError)
 
 
 def model() -> onnx.ModelProto:

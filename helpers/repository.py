@@ -14,7 +14,6 @@ weights are files of a package, and copied from there.
 import argparse
 import errno
 import hashlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers import bootstrap, download
+from helpers import bootstrap, download, packaged
 from helpers.download import Remote, has_hash
 
 if TYPE_CHECKING:  # importing onnx takes longer than finding nothing to do
@@ -194,18 +193,8 @@ def build_pipeline() -> Path:
 
 def _read_packaged(file: str, sha256: str) -> bytes:
     """Return a file of the package, which is not imported: it would want OpenCV."""
-    again = f"pip install --no-deps --force-reinstall {OCR_PACKAGE}=={OCR_VERSION}"
-    package = importlib.util.find_spec(OCR_PACKAGE.replace("-", "_"))
-    if package is None or not package.submodule_search_locations:
-        raise RepositoryError(f"The package {OCR_PACKAGE} is not installed: {again}")
-    path = Path(package.submodule_search_locations[0], file)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RepositoryError(f"{path}: {error.strerror}; try: {again}") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise RepositoryError(f"{path} is not the file we know (its SHA-256): {again}")
-    return data
+    requirement = f"{OCR_PACKAGE}=={OCR_VERSION}"
+    return packaged.read(requirement, file, sha256, RepositoryError, "--no-deps ")
 
 
 def _build_model(folder: Path) -> None:

@@ -7,8 +7,6 @@ a server can keep them, and every tensor begins with the batch, so that it can h
 many recordings at once. The network inside is unchanged.
 """
 
-import hashlib
-import importlib.util
 import wave
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from helpers import bootstrap
+from helpers import bootstrap, packaged
 from helpers.download import has_hash
 from helpers.repository import DATA
 
@@ -46,18 +44,8 @@ def read_network() -> bytes:
     [batch, 1] and stateN. Raises SileroError when the package is missing or its file
     is another one.
     """
-    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    again = f"pip install --force-reinstall {PACKAGE}=={VERSION}"
-    if package is None or not package.submodule_search_locations:
-        raise SileroError(f"The package {PACKAGE} is not installed: {again}")
-    path = Path(package.submodule_search_locations[0], NETWORK)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SileroError(f"{path}: {error.strerror}; try: {again}") from error
-    if hashlib.sha256(data).hexdigest() != NETWORK_SHA256:
-        raise SileroError(f"{path} is not the file we know (its SHA-256): {again}")
-    return data
+    requirement = f"{PACKAGE}=={VERSION}"
+    return packaged.read(requirement, NETWORK, NETWORK_SHA256, SileroError)
 
 
 def model() -> onnx.ModelProto:
