@@ -12,8 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from helpers import bootstrap, packaged
-from helpers.download import has_hash
+from helpers import packaged
 from helpers.repository import DATA
 
 __all__ = ["MiniLMError", "build", "read_network"]
@@ -98,11 +97,5 @@ def build() -> Path:
     They come whole or not at all; those that are there and right stay as they are.
     Raises MiniLMError.
     """
-    with bootstrap.alone(WEIGHTS.parent.parent):
-        if not has_hash(WEIGHTS, WEIGHTS_SHA256):
-            data = model().SerializeToString(deterministic=True)
-            WEIGHTS.parent.mkdir(exist_ok=True)
-            part = WEIGHTS.with_suffix(".part")
-            part.write_bytes(data)
-            part.replace(WEIGHTS)
+    packaged.keep(WEIGHTS, WEIGHTS_SHA256, model)
     return WEIGHTS.parent.parent.parent

@@ -1,8 +1,16 @@
-"""Files that come in Python packages: weights, read as they are, and checked."""
+"""Networks that come in Python packages: read, checked, and kept as weights."""
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers import bootstrap
+from helpers.download import has_hash
+
+if TYPE_CHECKING:  # importing onnx takes longer than finding nothing to do
+    from onnx import ModelProto
 
 
 def read(
@@ -26,3 +34,14 @@ def read(
     if hashlib.sha256(data).hexdigest() != sha256:
         raise error(f"{path} is not the file we know (its SHA-256): {again}")
     return data
+
+
+def keep(weights: Path, sha256: str, make: Callable[[], "ModelProto"]) -> None:
+    """Write a model's weights, whole or not at all, unless the right ones are there."""
+    with bootstrap.alone(weights.parent.parent):
+        if not has_hash(weights, sha256):
+            data = make().SerializeToString(deterministic=True)
+            weights.parent.mkdir(exist_ok=True)
+            part = weights.with_suffix(".part")
+            part.write_bytes(data)
+            part.replace(weights)

@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from helpers import bootstrap, packaged
-from helpers.download import has_hash
+from helpers import packaged
 from helpers.repository import DATA
 
 __all__ = ["CHUNK", "RATE", "SileroError", "build", "read_chunks", "read_network"]
@@ -97,13 +96,7 @@ def build() -> Path:
     They come whole or not at all; those that are there and right stay as they are.
     Raises SileroError.
     """
-    with bootstrap.alone(WEIGHTS.parent.parent):
-        if not has_hash(WEIGHTS, WEIGHTS_SHA256):
-            data = model().SerializeToString(deterministic=True)
-            WEIGHTS.parent.mkdir(exist_ok=True)
-            part = WEIGHTS.with_suffix(".part")
-            part.write_bytes(data)
-            part.replace(WEIGHTS)
+    packaged.keep(WEIGHTS, WEIGHTS_SHA256, model)
     return WEIGHTS
 
 
