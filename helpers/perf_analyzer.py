@@ -40,8 +40,9 @@ class PerfAnalyzerError(RuntimeError):
 def run(words: str) -> list[dict[str, float]]:
     """Run perf_analyzer, as a shell would, and return what it measured.
 
-    That is a row for each concurrency or request rate: the columns of its file of
-    comma-separated values, times in microseconds. Prints the command. Raises
+    That is a row for each concurrency or request rate, in rising order (the program
+    sorts them by throughput): the columns of its file of comma-separated values, the
+    load first, times in microseconds. Prints the command. Raises
     PerfAnalyzerError.
     """
     print(f"$ perf_analyzer {words}")
@@ -56,10 +57,9 @@ def run(words: str) -> list[dict[str, float]]:
             said = (answer.stderr or answer.stdout).strip() or str(answer.returncode)
             raise PerfAnalyzerError(f"perf_analyzer failed: {said.splitlines()[-1]}")
         with table.open(newline="") as file:
-            return [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
+            columns, *rows = csv.reader(file)
+        measured = [[float(value) for value in row] for row in rows]
+        return [dict(zip(columns, row, strict=True)) for row in sorted(measured)]
 
 
 def find() -> Path:

@@ -14,7 +14,6 @@ from conftest import wait_for
 from course import ROOT, cells, read
 
 pytestmark = pytest.mark.browser
-IDLE = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
 LESSON = "03-classify-an-image.ipynb"
 
 
@@ -102,7 +101,7 @@ def test_it_opens_on_the_map_of_the_course(lab):
 def test_a_lesson_runs_from_the_menu_and_classifies_a_picture(lab, address, course):
     lab.goto(f"{address}/lab/tree/notebooks/{LESSON}")
     lab.locator(".jp-Notebook h1").wait_for()
-    lab.locator(IDLE).wait_for()
+    lab.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     lab.get_by_role("menuitem", name="Run", exact=True).click()
     lab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     widget = lab.locator(".widget-vbox", has=lab.locator(".widget-upload"))
