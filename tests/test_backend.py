@@ -19,11 +19,12 @@ import tritonclient.http as http
 from conftest import process_of
 from tritonclient.utils import InferenceServerException
 
-from helpers import embedded, server
+from helpers import embedded, repository, server
 
 # Half of the backend knows nothing of Triton, and can be asked here.
 sys.path.append(str(Path(embedded.__file__).parent / "backends" / "onnxruntime"))
 import session
+import sharing
 from configuration import Configuration, Refusal
 
 ONE = "instance_group [ { kind: KIND_CPU count: 1 } ]"
@@ -772,6 +773,44 @@ def test_threads_of_several_instances_do_not_spin_unless_counted():
 
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "given", "threads"),
+    [
+        (2, 2, {}, 1),
+        (8, 2, {}, 4),
+        (2, 4, {}, 1),
+        (2, 1, {}, None),
+        (1, 2, {}, None),
+        (2, 2, {"intra_op_thread_count": "2"}, None),
+    ],
+)
+def test_instances_beside_each_other_share_the_cores_unless_counted(
+    monkeypatch, cores, count, given, threads
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    config = configuration(count, **given)
+    assert session.shared_cores(config, [(CPU, {})]) == threads
+
+
+def test_a_run_takes_all_cores_unless_another_instance_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    (tmp_path / "model.onnx").write_bytes(repository.simple().SerializeToString())
+    one, other = (
+        sharing.Sessions(configuration(2), tmp_path, [(CPU, {})]) for _ in range(2)
+    )
+
+    def takes(sessions):
+        with sessions.fitting() as taken:
+            threads = taken.get_session_options().intra_op_num_threads
+        return "its share" if threads == 1 else "all"
+
+    assert [takes(one), takes(other), takes(one)] == ["all", "all", "all"]
+    with one.fitting():
+        assert takes(other) == "its share"
+    # The other has not seen yet that this one is done.
+    assert [takes(other), takes(other)] == ["its share", "all"]
 
 
 def on_gpu(repository: Path, text: str = "") -> dict[str, str]:

@@ -9,7 +9,7 @@ one model repository serves both.
 
 This file is the way of a request. Before the first one, `configuration.py` reads what
 `config.pbtxt` says, `session.py` opens the model as it asks, and `graph.py` compares
-the two.
+the two; `sharing.py` lets the instances of a model share the processor's cores.
 """
 
 # ruff: noqa: ANN401 - Triton's own Python objects have no types to name
@@ -30,6 +30,7 @@ import triton_python_backend_utils as pb_utils
 from configuration import Configuration, Refusal
 from graph import compare, complete, graph_inputs, is_partial
 from session import CPU, execution_providers, one_sentence, open_session, run_options
+from sharing import Sessions
 
 Arrays = dict[str, np.ndarray]
 
@@ -66,9 +67,9 @@ class TritonPythonModel:
             available = ort.get_available_providers()
             providers = execution_providers(config, args, available)
             self.run_options = run_options(config, providers)
-            self.session = open_session(config, version, providers)
-            compare(config, self.session)
-        self.graph_inputs = graph_inputs(self.session)
+            self.sessions = Sessions(config, version, providers)
+            compare(config, self.sessions.alone)
+        self.graph_inputs = graph_inputs(self.sessions.alone)
         self.outputs = config.outputs()
         self.batching = config.batching
         self.states = States(config.sequences)
@@ -121,7 +122,8 @@ class TritonPythonModel:
         if len(group) > 1:
             feeds = {n: np.concatenate([job.inputs[n] for job in group]) for n in feeds}
         names = list(set(self.states.outputs).union(*(job.wanted for job in group)))
-        arrays = self.session.run(names, feeds, self.run_options)
+        with self.sessions.fitting() as session:
+            arrays = session.run(names, feeds, self.run_options)
         results = dict(zip(names, arrays, strict=True))
         for job, mine in zip(group, self.split(results, group), strict=True):
             tensors = [self.tensor(n, mine[n]) for n in self.outputs if n in job.wanted]

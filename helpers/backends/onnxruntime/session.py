@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -41,16 +42,22 @@ SILENT = 4
 ort.set_default_logger_severity(SILENT)
 
 
-def open_session(
-    config: Configuration, version: Path, providers: Providers
-) -> ort.InferenceSession:
-    """Load the model file out of a version's folder."""
+def model_file(config: Configuration, version: Path) -> Path:
+    """Find the model file in a version's folder."""
     path = version / (config.config["default_model_filename"] or "model.onnx")
     if path.is_dir():  # a model too big for one file keeps its weights beside it
         path /= "model.onnx"
     if not path.exists():
         raise config.refusal(f"there is no file '{path}'")
-    options = session_options(config)
+    return path
+
+
+def open_session(
+    config: Configuration, version: Path, providers: Providers, threads: int = 0
+) -> ort.InferenceSession:
+    """Load the model file out of a version's folder."""
+    path = model_file(config, version)
+    options = session_options(config, threads)
     try:
         session = ort.InferenceSession(path, options, providers)
     except Exception as error:
@@ -61,21 +68,39 @@ def open_session(
     return session
 
 
-def session_options(config: Configuration) -> ort.SessionOptions:
-    """Set what `parameters`, `optimization` and `model_operations` ask for."""
+def instances(config: Configuration) -> int:
+    """Count the instances of a model."""
+    groups = config.config["instance_group"]
+    return sum(group["count"] * max(1, len(group["gpus"])) for group in groups)
+
+
+def shared_cores(config: Configuration, providers: Providers) -> int | None:
+    """Return how many threads an instance may have while others of its model compute.
+
+    None where that is settled: by the configuration, or because there is but one.
+    """
+    if providers != [(CPU, {})] or config.threads("intra_op_thread_count"):
+        return None
+    cores, others = len(os.sched_getaffinity(0)), instances(config)
+    return max(1, cores // others) if min(cores, others) > 1 else None
+
+
+def session_options(config: Configuration, threads: int = 0) -> ort.SessionOptions:
+    """Set what `parameters`, `optimization` and `model_operations` ask for.
+
+    `threads`, unless 0, is how many a run has.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     level = config.parameter("optimization.graph.level", GRAPH_LEVELS)
     options.graph_optimization_level = level
     options.execution_mode = config.parameter("execution_mode", EXECUTION_MODES)
-    options.intra_op_num_threads = config.threads("intra_op_thread_count")
+    options.intra_op_num_threads = threads or config.threads("intra_op_thread_count")
     options.inter_op_num_threads = config.threads("inter_op_thread_count")
     options.enable_cpu_mem_arena = config.parameter("enable_mem_arena", YES_NO)
     options.enable_mem_pattern = config.parameter("enable_mem_pattern", YES_NO)
-    groups = config.config["instance_group"]
-    instances = sum(group["count"] * max(1, len(group["gpus"])) for group in groups)
-    if instances > 1 and not options.intra_op_num_threads:
-        # Each instance has a thread on every core: none may keep a core busy waiting.
+    if instances(config) > 1 and not config.threads("intra_op_thread_count"):
+        # Each instance may take every core: none may keep a core busy waiting.
         for name in SPINNING:
             options.add_session_config_entry(name, "0")
     for name, value in config.parameters.items():
