@@ -1,4 +1,4 @@
-.PHONY: setup lab test test-docker execute docs links lock
+.PHONY: setup lab test test-docker execute docs links bench bench-growth lock
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do command -v $$p && break; done)
 
 setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example with `apt install python3 python3-venv`))" helpers/bootstrap.py
@@ -9,5 +9,8 @@ test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker || test $
 execute: setup ; .venv/bin/python tests/execute.py && .venv/bin/python tests/docker/engine.py .venv/bin/python tests/execute.py notebooks/05-run-the-container.ipynb
 docs: setup ; .venv/bin/python -m sphinx -E -q -W --keep-going -n docs docs/_build/html && echo "Open docs/_build/html/index.html"
 links: setup ; .venv/bin/python docs/external_links.py
+# Half an hour, on a quiet machine; what it makes is in benchmarks/RESULTS.md.
+bench: setup ; .venv/bin/python -m benchmarks --fresh && .venv/bin/python -m benchmarks.same_request && .venv/bin/python -m benchmarks report
+bench-growth: setup ; rm -f .cache/benchmarks/growth.jsonl && .venv/bin/python -m benchmarks.growth && .venv/bin/python -m benchmarks report
 # Left out of the lock: an optional part of jsonschema that takes 2.6 s of each start.
 lock: setup ; .venv/bin/pip install --quiet uv && .venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package rfc3987-syntax --no-emit-package lark --quiet --output-file requirements.lock

@@ -1,0 +1,152 @@
+"""`python -m benchmarks`: compare servers side by side, in rounds that take turns.
+
+Without a word it does all: it finds each server's best setting, measures three rounds
+and writes RESULTS.md. Each step can also be had alone, and a few servers can be named:
+
+    python -m benchmarks sweep fastapi
+    python -m benchmarks rounds --rounds 1 in-process triton-http
+    python -m benchmarks report
+
+What is measured is appended to .cache/benchmarks/results.jsonl as it comes in, so a run
+may be cut off and taken up again; `--fresh` begins anew.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.servers import CACHE, SERVERS, ask, model_file, tensors
+
+RESULTS = CACHE / "results.jsonl"
+
+Record = dict[str, Any]
+
+
+def note(record: Record) -> None:
+    """Keep a record, whatever comes next."""
+    record["time"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def limit(path: Path, concurrency: int, seconds: float, warm_up: float) -> Record:
+    """Measure onnxruntime alone: one client has all cores, several have one each."""
+    cores = len(os.sched_getaffinity(0))
+    alone = concurrency == 1
+    job = {"threads": cores if alone else 1, "workers": 1 if alone else cores}
+    job |= {"protocol": "in-process", "model": str(model_file()), "tensors": str(path)}
+    job |= {"concurrency": concurrency, "seconds": seconds, "warm_up": warm_up}
+    return ask(job)
+
+
+def measure(name: str, setting: Record, given: argparse.Namespace) -> Record:
+    """Start a server, load it at each concurrency in turn, and end it.
+
+    Beside each of its figures stands one of onnxruntime alone, taken just before it:
+    a machine that is slower for a while is so for both.
+    """
+    found, path = SERVERS[name], given.tensors
+    seconds, warm_up = given.seconds, given.warm_up
+    record: Record = {"server": name, "setting": setting, "loads": {}, "limits": {}}
+    with found.running(setting, path) as running:
+        record |= {"start_s": running.start_s, "pss_mb": running.pss_mb}
+        for concurrency in given.clients:
+            alone = limit(path, concurrency, seconds, warm_up)
+            record["limits"][str(concurrency)] = alone
+            if found.protocol == "in-process":
+                record["loads"][str(concurrency)] = alone
+                continue
+            job = {"protocol": found.protocol, "dialect": found.dialect}
+            job |= {"port": running.port, "concurrency": concurrency}
+            job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
+            record["loads"][str(concurrency)] = ask(job)
+    return record
+
+
+def attempt(kind: str, name: str, setting: Record, given: argparse.Namespace) -> None:
+    """Measure and keep it; a server's failure is kept, too, and ends nothing."""
+    try:
+        SERVERS[name].install()
+        record = measure(name, setting, given)
+        record |= {"mb": SERVERS[name].size_mb()}
+    except Exception as error:
+        record = {"server": name, "setting": setting, "failure": str(error)}
+    note({"kind": kind, "version": SERVERS[name].version(), **record})
+    rates = [f"{load['throughput']:.0f}" for load in record.get("loads", {}).values()]
+    said = record.get("failure") or f"{'/'.join(rates)} a second"
+    print(f"{kind} {name} {json.dumps(setting)}: {said}", flush=True)
+
+
+def score(record: Record) -> float:
+    """Return the geometric mean of a record's shares of the limit; 0 if it failed."""
+    if "failure" in record or any(x["errors"] for x in record["loads"].values()):
+        return 0.0
+    shares = [
+        max(load["throughput"], 1e-9) / record["limits"][concurrency]["throughput"]
+        for concurrency, load in record["loads"].items()
+    ]
+    return math.prod(shares) ** (1 / len(shares))
+
+
+def best(name: str, records: list[Record]) -> Record:
+    """Return the setting whose mean score was the highest, else the first there is."""
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record["kind"] == "sweep" and record["server"] == name:
+            scores.setdefault(json.dumps(record["setting"]), []).append(score(record))
+    if not scores:
+        return SERVERS[name].settings[0]
+    return json.loads(max(scores, key=lambda key: sum(scores[key]) / len(scores[key])))
+
+
+def read() -> list[Record]:
+    """Return what has been measured so far."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+
+
+def chosen(name: str, records: list[Record]) -> Record:
+    """Return the setting to measure: Triton's default for it, for others the best."""
+    triton = name.startswith("triton")
+    return SERVERS[name].settings[0] if triton else best(name, records)
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("words", nargs="*", metavar="STEP|SERVER")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--warm-up", type=float, default=0.5)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    given = parser.parse_intermixed_args()
+    steps = [w for w in given.words if w in ("sweep", "rounds", "report")]
+    names = [w for w in given.words if w not in steps] or list(SERVERS)
+    if unknown := set(names) - SERVERS.keys():
+        sys.exit(f"No {', '.join(unknown)} here: name any of {', '.join(SERVERS)}.")
+    if given.fresh:
+        RESULTS.unlink(missing_ok=True)
+    given.tensors = tensors()
+    if not steps or "sweep" in steps:
+        for name in names:
+            if len(SERVERS[name].settings) > 1:
+                for setting in SERVERS[name].settings:
+                    attempt("sweep", name, setting, given)
+    if not steps or "rounds" in steps:
+        for _ in range(given.rounds):
+            for name in names:
+                attempt("round", name, chosen(name, read()), given)
+    if not steps or "report" in steps:
+        report.write(read())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""`python -m benchmarks.growth [CURVE ...]`: how cost grows with the work.
+
+Each curve starts servers of its own, and adds its points to
+.cache/benchmarks/growth.jsonl; `python -m benchmarks report` makes tables of them.
+"""
+
+import contextlib
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks import wire
+from benchmarks.servers import CACHE, ask, of_token, pss_mb
+from helpers import repository, server
+
+POINTS = CACHE / "growth.jsonl"
+TOKEN = server.embedded.TOKEN
+SECONDS = 2.0
+
+IDENTITY = """
+name: "identity"
+platform: "onnxruntime_onnx"
+max_batch_size: 0
+input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] } ]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+
+
+def note(curve: str, x: str, **found: float) -> None:
+    """Keep a point of a curve, and show it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with POINTS.open("a") as file:
+        file.write(json.dumps({"curve": curve, "x": x, **found}) + "\n")
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    print(f"{curve} {x}: {shown}", flush=True)
+
+
+@contextlib.contextmanager
+def serving(folder: Path | str) -> Iterator[server.Triton]:
+    """Start a server on a repository, and end it."""
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        server.start(folder, disable_auto_complete_config=True) as triton,
+    ):
+        yield triton
+
+
+@contextlib.contextmanager
+def repository_of(**models: tuple[str, bytes]) -> Iterator[Path]:
+    """Make a repository of models, each a config.pbtxt and a graph."""
+    with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
+        for name, (config, graph) in models.items():
+            version = Path(scratch) / name / "1"
+            version.mkdir(parents=True)
+            (version / "model.onnx").write_bytes(graph)
+            (version.parent / "config.pbtxt").write_text(config)
+        yield Path(scratch)
+
+
+def load(
+    triton: server.Triton,
+    tensor: np.ndarray,
+    expected: np.ndarray,
+    concurrency: int,
+    protocol: str = "http",
+    question: wire.Question = wire.CLASSIFY,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """Ask the server about one tensor again and again; refuse a wrong answer."""
+    with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
+        path = Path(scratch) / "tensors.npz"
+        np.savez(path, x=tensor[None], y=expected.ravel()[None])
+        found = ask(
+            {
+                "protocol": protocol,
+                "dialect": "v2",
+                "port": int(triton.http.rpartition(":")[2]),
+                "concurrency": concurrency,
+                "warm_up": 0.5,
+                "seconds": seconds,
+                "tensors": str(path),
+                "question": question,
+            }
+        )
+    if found["wrong"] or found["errors"]:
+        raise RuntimeError(f"{found['wrong']} wrong answers, {found['errors']}")
+    return found
+
+
+def classifier(count: str) -> tuple[str, bytes]:
+    """Return the classifier with this count of instances."""
+    folder = repository.build() / wire.MODEL
+    text = (folder / "config.pbtxt").read_text()
+    text = text[: text.index("instance_group")]
+    text += f"instance_group [ {{ kind: KIND_CPU {count} }} ]\n"
+    return text, (folder / "1" / "model.onnx").read_bytes()
+
+
+def answer(graph: bytes, x: np.ndarray) -> np.ndarray:
+    """Return what onnxruntime makes of a tensor."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(graph)
+    feeds = {node.name: x for node in session.get_inputs()}
+    return session.run(None, feeds)[0]
+
+
+def clients() -> None:
+    """Ask with 1 to 256 clients: the rate must hold, and latency grow as they do."""
+    photo = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    model = classifier("")
+    with repository_of(**{wire.MODEL: model}) as folder, serving(folder) as triton:
+        y = answer(model[1], photo)
+        for concurrency in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            seconds = max(SECONDS, concurrency / 20)
+            found = load(triton, photo, y, concurrency, seconds=seconds)
+            note(
+                "clients", str(concurrency), rate=found["throughput"], p50=found["p50"]
+            )
+
+
+def batches() -> None:
+    """Ask for batches of 1 to 16: the photographs per second must hold."""
+    model = classifier("")
+    photos = np.random.default_rng(0).random((16, 3, 224, 224), np.float32)
+    with repository_of(**{wire.MODEL: model}) as folder, serving(folder) as triton:
+        for size in (1, 2, 4, 8, 16):
+            y = answer(model[1], photos[:size])
+            found = load(triton, photos[:size], y, 4, seconds=3)
+            rate = found["throughput"] * size
+            note("batches", str(size), photographs=rate, p50=found["p50"])
+
+
+def tensors() -> None:
+    """Send tensors of 1 KB to 32 MB there and back through a model that copies."""
+    from onnx import TensorProto, helper
+
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])
+        for name in ("IN", "OUT")
+    ]
+    node = helper.make_node("Identity", ["IN"], ["OUT"])
+    graph = helper.make_graph([node], "identity", infos[:1], infos[1:])
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    question = wire.Question("identity", ["IN"], "OUT")
+    made = {"identity": (IDENTITY, model.SerializeToString())}
+    with repository_of(**made) as folder, serving(folder) as triton:
+        for kilobytes in (1, 32, 1024, 4096, 32768):
+            x = np.arange(kilobytes * 256, dtype=np.float32)
+            size = f"{kilobytes} KB" if kilobytes < 1024 else f"{kilobytes // 1024} MB"
+            p50 = {
+                protocol: load(triton, x, x, 1, protocol, question)["p50"]
+                for protocol in ("http", "shm")
+            }
+            note("tensors", size, **p50)
+
+
+def models() -> None:
+    """Start servers on 1 to 32 models: seconds and memory."""
+    folder = repository.build() / "simple"
+    text = (folder / "config.pbtxt").read_text()
+    graph = (folder / "1" / "model.onnx").read_bytes()
+    for count in (1, 2, 4, 8, 16, 32):
+        made = {
+            f"simple{i}": (text.replace('"simple"', f'"simple{i}"'), graph)
+            for i in range(count)
+        }
+        with repository_of(**made) as repo:
+            begin = time.perf_counter()
+            with serving(repo) as triton:
+                seconds = time.perf_counter() - begin
+                memory = pss_mb(of_token(TOKEN, triton._process.name))
+            note("models", str(count), start=seconds, memory=memory)
+
+
+def photographs() -> None:
+    """Classify 1 to 10,000 photographs: this process's memory must not grow."""
+    import tritonclient.http as http
+
+    from helpers import images
+
+    files = sorted(images.PHOTOS.iterdir())
+    thumbnails = Path(tempfile.mkdtemp(prefix="growth-"))
+    from PIL import Image
+
+    small = [thumbnails / f"{file.stem}.png" for file in files]
+    for file, target in zip(files, small, strict=True):
+        with Image.open(file) as opened:
+            opened.convert("RGB").resize((224, 224)).save(target)
+    folder = repository.build()
+    done = 0
+    with serving(folder) as triton, http.InferenceServerClient(triton.http) as client:
+        for total in (1, 10, 100, 1000, 10_000):
+            while done < total:
+                photo = images.read_photo(small[done % len(small)])[None]
+                given = http.InferInput("image", photo.shape, "FP32")
+                given.set_data_from_numpy(photo)
+                client.infer(wire.MODEL, [given])
+                done += 1
+            memory = psutil.Process().memory_info().rss / 1e6
+            name = triton._process.name
+            there = pss_mb(of_token(TOKEN, name))
+            note("photographs", f"{total:,}", client=memory, server=there)
+    shutil.rmtree(thumbnails)
+
+
+def batching() -> None:
+    """Ask `simple` with 64 clients, with dynamic batching and without, in turns."""
+    folder = repository.build() / "simple"
+    text = (folder / "config.pbtxt").read_text()
+    graph = (folder / "1" / "model.onnx").read_bytes()
+    batched = text.replace("max_batch_size: 8", "max_batch_size: 64")
+    batched = batched.replace('"simple"', '"batched"') + "dynamic_batching { }\n"
+    x = np.arange(16, dtype=np.int32)[None]
+    rates: dict[str, list[float]] = {"simple": [], "batched": []}
+    made = {"simple": (text, graph), "batched": (batched, graph)}
+    with repository_of(**made) as repo, serving(repo) as triton:
+        for _ in range(3):
+            for name, found in rates.items():
+                asked = wire.Question(name, ["INPUT0", "INPUT1"], "OUTPUT0")
+                found.append(load(triton, x, 2 * x, 64, question=asked)["throughput"])
+    plain, better = (statistics.median(found) for found in rates.values())
+    note("batching", "64 clients", without=plain, batched=better, ratio=better / plain)
+
+
+CURVES: dict[str, Callable[[], None]] = {
+    curve.__name__: curve
+    for curve in (clients, batches, tensors, models, photographs, batching)
+}
+
+
+def read() -> list[dict[str, Any]]:
+    """Return the points so far; of one measured twice, the last."""
+    if not POINTS.exists():
+        return []
+    points = [json.loads(line) for line in POINTS.read_text().splitlines()]
+    return list({(point["curve"], point["x"]): point for point in points}.values())
+
+
+if __name__ == "__main__":
+    for word in sys.argv[1:] or CURVES:
+        CURVES[word]()

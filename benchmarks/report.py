@@ -1,0 +1,372 @@
+"""RESULTS.md: what was measured, as tables and a picture."""
+
+import json
+import os
+import platform
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+import psutil
+
+from benchmarks import growth, same_request
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "RESULTS.md"
+PICTURE = HERE / "throughput.svg"
+LABELS = {
+    "in-process": "onnxruntime in process",
+    "triton-http": "Triton, HTTP",
+    "triton-grpc": "Triton, gRPC",
+    "triton-shm": "Triton, shared memory",
+    "fastapi": "FastAPI, by hand",
+    "mlserver": "MLServer, gRPC",
+    "bentoml": "BentoML",
+    "litserve": "LitServe",
+    "ray": "Ray Serve",
+    "torchserve": "TorchServe",
+}
+INTRODUCTION = """\
+# Results
+
+Written by `make bench`; see [README.md](README.md) for what each number means.
+
+{machine}
+
+EfficientNet-Lite0, one photograph of 602 KB a request, clients and server on the same
+cores. The servers take turns, up to {rounds} of {seconds:g} s a number, and each turn
+starts its server anew. Before each number the same is measured of onnxruntime alone.
+
+The machine was a shared one, at times half as fast for seconds, as the medians show.
+Others only ever take away: the first number is of each server's best turn, and a
+*share* is of the most that onnxruntime alone reached in any turn.
+
+## Throughput
+"""
+
+# What each curve shows, and the units of its columns.
+MS = {"p50": " (ms)", "http": ", p50 (ms)", "shm": ", p50 (ms)"}
+MB = {"start": " (s)", "memory": " (MB)", "client": " (MB)", "server": " (MB)"}
+CURVES = {
+    "clients": ("1 to 256 clients over HTTP", {"rate": " (1/s)", **MS}),
+    "batches": ("Batches of 1 to 16, four clients", {"photographs": " (1/s)", **MS}),
+    "tensors": ("A tensor there and back, one client, a model that copies it", MS),
+    "models": ("1 to 32 models in a repository", MB),
+    "photographs": ("1 to 10,000 photographs, read and classified one by one", MB),
+    "batching": (
+        "`simple` with dynamic batching and without, a median of three turns",
+        {"without": " (1/s)", "batched": " (1/s)"},
+    ),
+}
+COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Installed"]
+COLUMNS += ["Answers", "Wrong", "Errors", "Clients"]
+COST = """\
+Start: seconds from the command to the first right answer. Memory: proportional (PSS),
+MB after the first answer. Installed: MB of the package and all that it needs, without
+Python. Clients: the load generator's share of all cores."""
+SETTINGS = """\
+How the settings were found: one short turn each, as shares of the most that onnxruntime
+alone reached in the sweep. Of each peer the setting that came nearest to the limit of
+its own turn was measured above; Triton runs with its default, an instance group without
+a count. On a machine as noisy as this, one turn chooses roughly."""
+ORDER = """\
+The mean share with several clients. Two servers within the machine's noise may change
+places."""
+SAME = """\
+`python -m benchmarks.same_request` asks Triton and MLServer, which speaks the same V2
+protocol, with the same two functions of tritonclient; only the address differs:"""
+
+Record = dict[str, Any]
+Table = list[list[str]]
+
+
+def table(head: list[str], rows: Table, left: int = 1) -> str:
+    """Return a Markdown table whose first columns are words, the others numbers."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
+
+
+def machine(records: Iterable[Record]) -> str:
+    """Describe the machine, and when it was measured."""
+    times = sorted(record["time"] for record in records)
+    model = "an unknown processor"
+    if (cpu := Path("/proc/cpuinfo")).exists():
+        found = re.search(r"model name\s*: (.+)", cpu.read_text())
+        model = found[1] if found else model
+    memory = psutil.virtual_memory().total / 2**30
+    cores = len(os.sched_getaffinity(0))
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    python = f"Python {platform.python_version()}"
+    day = times[0][:16] + (f" to {times[-1][11:16]}" if times[0] != times[-1] else "")
+    return f"{day} UTC; {cores} cores of {model}, {memory:.0f} GiB; {system}; {python}."
+
+
+def median(records: list[Record], number: Callable[[Record], float]) -> float:
+    """Return the middle of a number that each record has."""
+    return statistics.median(number(record) for record in records)
+
+
+def best(records: list[Record], concurrency: str) -> Record:
+    """Return the load of the turn with the highest throughput."""
+    loads = [record["loads"][concurrency] for record in records]
+    return max(loads, key=lambda load: load["throughput"])
+
+
+def limit(records: list[Record], concurrency: str) -> float:
+    """Return the most that onnxruntime alone reached in any of these turns.
+
+    What others do on the machine only ever takes away.
+    """
+    found = [turn["limits"] for turn in records if "limits" in turn]
+    rates = [load[concurrency]["throughput"] for load in found if concurrency in load]
+    return max([*rates, 1e-9])
+
+
+def all_of(servers: dict[str, list[Record]]) -> list[Record]:
+    """Return the turns of all servers."""
+    return [record for found in servers.values() for record in found]
+
+
+def described(setting: Record) -> str:
+    """Say a setting in words."""
+    words = {"WORKERS": "workers", "SLOTS": "slots", "THREADS": "threads"}
+    parts = [f"{setting[key]} {words[key]}" for key in words if key in setting]
+    if "instances" in setting:
+        parts.append(f"instances: {setting['instances'] or 'no count given'}")
+    for key, value in setting.get("parameters", {}).items():
+        parts.append(f"{key}: {value}")
+    return ", ".join(parts) or "as it comes"
+
+
+def grouped(records: Iterable[Record], kind: str) -> dict[str, list[Record]]:
+    """Gather the records of a kind that did not fail by server, in a fixed order."""
+    found: dict[str, list[Record]] = {name: [] for name in LABELS}
+    for record in records:
+        if record["kind"] == kind and "failure" not in record:
+            found[record["server"]].append(record)
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def rows_of_throughput(servers: dict[str, list[Record]]) -> Table:
+    """Return a row a server: best and median rate, and share, at each concurrency."""
+    turns = all_of(servers)
+    most = {c: limit(turns, c) for c in turns[0]["loads"]}
+    rows = []
+    for name, records in servers.items():
+        row = [LABELS[name]]
+        for c in records[0]["loads"]:
+            middle = median(records, lambda r, c=c: r["loads"][c]["throughput"])
+            rate = best(records, c)["throughput"]
+            row += [f"{rate:.0f}", f"{middle:.0f}", f"{rate / most[c]:.2f}"]
+        rows.append(row)
+    return rows
+
+
+def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
+    """Return a row a server: p50 and p99 at each concurrency, and what it adds."""
+    rows = []
+    for name, records in servers.items():
+        row = [LABELS[name]]
+        for c in records[0]["loads"]:
+            row += [f"{best(records, c)[q]:.1f}" for q in ("p50", "p99")]
+        first = next(iter(records[0]["loads"]))
+        added = best(records, first)["p50"] - min(
+            turn["limits"][first]["p50"] for turn in all_of(servers)
+        )
+        rows.append([*row, f"{added:+.1f}"])
+    return rows
+
+
+def rows_of_cost(servers: dict[str, list[Record]]) -> Table:
+    """Return a row a server: its start, memory, size, faults and its clients' share."""
+    rows = []
+    cores = len(os.sched_getaffinity(0))
+    for name, records in servers.items():
+        loads = [load for record in records for load in record["loads"].values()]
+        clients = statistics.median(x["client_cpu_s"] / x["seconds"] for x in loads)
+        own = "" if name == "in-process" else f"{100 * clients / cores:.0f} %"
+        rows.append(
+            [
+                LABELS[name],
+                records[-1]["version"],
+                described(records[-1]["setting"]),
+                str(len(records)),
+                f"{median(records, lambda r: r['start_s']):.1f}",
+                f"{median(records, lambda r: r['pss_mb']):.0f}",
+                f"{records[-1]['mb']:.0f}",
+                str(sum(x["answers"] for x in loads)),
+                str(sum(x["wrong"] for x in loads)),
+                str(sum(sum(x["errors"].values()) for x in loads)),
+                own,
+            ]
+        )
+    return rows
+
+
+def rows_of_sweep(records: list[Record], concurrencies: list[str]) -> Table:
+    """Return a row a setting: its median share at each concurrency."""
+    settings: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["kind"] == "sweep":
+            key = record["server"], json.dumps(record["setting"])
+            settings.setdefault(key, []).append(record)
+    rows = []
+    for (name, setting), turns in settings.items():
+        measured = [turn for turn in turns if "failure" not in turn]
+        row = [LABELS[name], described(json.loads(setting))]
+        for c in concurrencies:
+            there = [turn for turn in measured if c in turn["loads"]]
+            most = limit([turn for turn in records if turn["kind"] == "sweep"], c)
+            row.append(f"{best(there, c)['throughput'] / most:.2f}" if there else "")
+        rows.append(row if measured else [*row[:2], "failed", *row[3:]])
+    return rows
+
+
+def draw(servers: dict[str, list[Record]]) -> None:
+    """Draw each server's share of the limit at each concurrency."""
+    names = list(servers)[::-1]
+    concurrencies = list(servers[names[0]][0]["loads"])
+    plt.rcParams.update({"svg.hashsalt": "results", "font.size": 10})
+    figure, axes = plt.subplots(figsize=(8, 0.55 * len(names) + 1.2))
+    height = 0.8 / len(concurrencies)
+    for i, c in enumerate(reversed(concurrencies)):
+        most = limit(all_of(servers), c)
+        shares = [best(servers[n], c)["throughput"] / most for n in names]
+        places = [k + (i - 1) * height for k in range(len(names))]
+        label = f"{c} client{'s' * (c != '1')}"
+        colour = ("#1f4e79", "#5b9bd5", "#bdd7ee")[i % 3]
+        axes.barh(places, shares, height, label=label, color=colour)
+    axes.set_yticks(range(len(names)), [LABELS[n] for n in names])
+    axes.set_xlabel("throughput as a share of onnxruntime without a server")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="lower right")
+    figure.savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+def orders(servers: dict[str, list[Record]]) -> str:
+    """Return each round's order of servers, the fastest first, with several clients."""
+    lines = []
+    for number in range(max(len(found) for found in servers.values())):
+        turns = {
+            n: found[number] for n, found in servers.items() if number < len(found)
+        }
+        means = {
+            name: statistics.mean(
+                turn["loads"][c]["throughput"] / limit(list(turns.values()), c)
+                for c in list(turn["loads"])[1:]
+            )
+            for name, turn in turns.items()
+            if name != "in-process"
+        }
+        order = sorted(means, key=means.__getitem__, reverse=True)
+        listed = ", ".join(f"{LABELS[name]} {means[name]:.2f}" for name in order)
+        lines.append(f"{number + 1}. {listed}")
+    return "\n".join(lines)
+
+
+def grown() -> str:
+    """Return a table for each curve that was measured."""
+    parts = []
+    for curve, (sentence, units) in CURVES.items():
+        points = [point for point in growth.read() if point["curve"] == curve]
+        if not points:
+            continue
+        columns = [name for name in points[0] if name not in ("curve", "x")]
+        head = [curve, *(f"{name}{units.get(name, '')}" for name in columns)]
+        rows = [[p["x"], *(number(p[name]) for name in columns)] for p in points]
+        parts += [f"### {sentence}\n", table(head, rows)]
+    return "\n".join(parts)
+
+
+def number(value: float) -> str:
+    """Write a number with about three digits."""
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 3
+        else f"{value:.2f}"
+    )
+
+
+def failures(records: list[Record]) -> str:
+    """Name each server that is not in the tables, with the reason."""
+    there = grouped(records, "round")
+    last = {r["server"]: r["failure"] for r in records if "failure" in r}
+    lines = []
+    for name, label in LABELS.items():
+        if name not in there:
+            lines.append(f"- {label}: {last.get(name, 'not tried in this run')}.")
+    return "\n".join(lines)
+
+
+def text(records: list[Record]) -> str:
+    """Return RESULTS.md."""
+    servers = grouped(records, "round")
+    turns = max(len(found) for found in servers.values())
+    first = next(iter(servers.values()))[0]
+    loads = list(first["loads"])
+    rates = [f"{c} client{'s' * (c != '1')}" for c in loads]
+    parts = [
+        INTRODUCTION.format(
+            machine=machine(r for found in servers.values() for r in found),
+            rounds=f"{turns} round{'s' * (turns != 1)}",
+            seconds=first["loads"][loads[0]]["seconds"],
+        ),
+        "Answers per second in the best turn and in the median one, and the share of the"
+        " limit:\n",
+        "<!-- throughput -->\n",
+        table(
+            ["Server", *(word for rate in rates for word in (rate, "median", "share"))],
+            rows_of_throughput(servers),
+        ),
+        "<!-- end -->\n",
+        f"![Shares of the limit, the same numbers as above]({PICTURE.name})\n",
+        "## Latency\n\nMilliseconds, in each server's best turn; the last column is what a lone"
+        " client's p50 is\nabove onnxruntime's lowest in any turn.\n",
+        "<!-- latency -->\n",
+        table(
+            ["Server", *(f"{c}: {q}" for c in loads for q in ("p50", "p99")), "adds"],
+            rows_of_latency(servers),
+        ),
+        "<!-- end -->\n",
+        f"## Cost\n\n{COST}\n",
+        "<!-- cost -->\n",
+        table(
+            COLUMNS,
+            rows_of_cost(servers),
+            left=3,
+        ),
+        "<!-- end -->\n",
+    ]
+    if swept := rows_of_sweep(records, loads):
+        head = ["Server", "Setting", *rates]
+        parts += [f"## Settings\n\n{SETTINGS}\n", table(head, swept, left=2)]
+    parts.append(f"## The order, round by round\n\n{ORDER}\n\n{orders(servers)}\n")
+    if curves := grown():
+        parts.append(f"## How cost grows\n\n{curves}")
+    if same_request.ANSWERS.exists():
+        lines = json.loads(same_request.ANSWERS.read_text())
+        shown = ["<!-- same -->", "", "```text", *lines, "```", "", "<!-- end -->"]
+        parts += [f"## The same request\n\n{SAME}\n", "\n".join(shown) + "\n"]
+    if missing := failures(records):
+        parts.append(f"## Not measured\n\n{missing}\n")
+    return "\n".join(parts)
+
+
+def write(records: list[Record]) -> None:
+    """Write RESULTS.md and its picture."""
+    if not grouped(records, "round"):
+        raise SystemExit("Nothing is measured yet: `python -m benchmarks rounds`.")
+    RESULTS.write_text(text(records))
+    draw(grouped(records, "round"))
+    print(f"{RESULTS.relative_to(HERE.parent)} is written.")
