@@ -66,6 +66,9 @@ CURVES = {
 }
 COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Installed"]
 COLUMNS += ["Answers", "Wrong", "Errors", "Clients"]
+LATENCY = """\
+Milliseconds, in each server's best turn; the last column is what a lone client's p50 is
+above onnxruntime's lowest in any turn."""
 COST = """\
 Start: seconds from the command to the first right answer. Memory: proportional (PSS),
 MB after the first answer. Installed: MB of the package and all that it needs, without
@@ -322,7 +325,7 @@ def text(records: list[Record]) -> str:
             rounds=f"{turns} round{'s' * (turns != 1)}",
             seconds=first["loads"][loads[0]]["seconds"],
         ),
-        "Answers per second in the best turn and in the median one, and the share of the"
+        "Answers per second, in the best turn and the median one, and the share of the"
         " limit:\n",
         "<!-- throughput -->\n",
         table(
@@ -331,8 +334,7 @@ def text(records: list[Record]) -> str:
         ),
         "<!-- end -->\n",
         f"![Shares of the limit, the same numbers as above]({PICTURE.name})\n",
-        "## Latency\n\nMilliseconds, in each server's best turn; the last column is what a lone"
-        " client's p50 is\nabove onnxruntime's lowest in any turn.\n",
+        f"## Latency\n\n{LATENCY}\n",
         "<!-- latency -->\n",
         table(
             ["Server", *(f"{c}: {q}" for c in loads for q in ("p50", "p99")), "adds"],
