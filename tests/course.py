@@ -42,7 +42,8 @@ def solutions(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Put each solution where its exercise is."""
+    """Put each solution where its exercise is, and leave out what no exercise needs."""
+    notebook.cells = [cell for cell in notebook.cells if "long" not in tags(cell)]
     exercises = [cell for cell in notebook.cells if "exercise" in tags(cell)]
     for cell, solution in zip(exercises, solutions(notebook), strict=True):
         cell.source = solution
