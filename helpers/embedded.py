@@ -265,6 +265,7 @@ def check_stub(backends: Path) -> None:
     answer = subprocess.run([stub], env=environment(), capture_output=True, text=True)
     if answer.returncode == 127:
         missing = answer.stderr.partition("libraries: ")[2].partition(":")[0]
+        missing = missing or "a library"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise StartError(
             f"Triton's Python backend can't start because {missing} is missing: install"
@@ -495,8 +496,9 @@ def too_slow(log: str) -> StartError:
     """Return what there is to say when the wait is over."""
     last = messages(log)[-1:] or ["nothing"]
     return StartError(
-        f"Triton is not ready after {START_TIMEOUT_S} s; its log's last word is:"
-        f" {last[0]}"
+        f"Triton was not ready after {START_TIMEOUT_S} s, and was ended; its log's last"
+        f" word is: {last[0].rstrip('.')}. See what that waits for, or give it less to"
+        " load."
     )
 
 
@@ -540,7 +542,10 @@ def failure(log: str) -> StartError:
             " start again, or pass exit_on_error=False to serve the others without it."
         )
     last = log.strip().splitlines()[-1:] or ["its log is empty"]
-    return StartError(f"Triton did not start; its log ends with: {last[0]}")
+    return StartError(
+        f"Triton did not start; its log ends with: {last[0].rstrip('.')}. If that is no"
+        " error, something ended it: the system, perhaps, when memory ran out."
+    )
 
 
 # --- End ---------------------------------------------------------------------------

@@ -178,6 +178,13 @@ def test_a_message_of_the_troubleshooting_index_is_seen_in_its_lesson(message, n
     assert message in " ".join(" ".join(texts).split())
 
 
+def test_the_index_begins_with_the_tree_of_the_last_table():
+    lesson = read(ROOT / "notebooks" / "15-break-it-and-mend-it.ipynb")
+    prose = "\n".join(cell.source for cell in cells(lesson, "markdown"))
+    [tree] = re.findall("```mermaid.*?```", prose, re.DOTALL)
+    assert tree in (DOCS / "troubleshooting.md").read_text()
+
+
 # --- In a browser ------------------------------------------------------------------
 
 
