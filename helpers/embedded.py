@@ -517,6 +517,13 @@ def messages(log: str, severity: str = "EWI") -> list[str]:
 
 def failure(log: str) -> StartError:
     """Return why the server ended, in the words of its log, with the cure."""
+    if "Unable to create secure server" in log:  # which Triton takes for a taken port
+        reason = re.findall(r" ssl_transport_security\S+ +(.+)\.$", log, re.MULTILINE)
+        return StartError(
+            f"Triton did not start, because gRPC can't use what it was given for TLS:"
+            f" {(reason or ['see the log'])[0]}. Check that --grpc-server-cert and"
+            " --grpc-server-key name files that are there and belong together."
+        )
     if taken := re.search(r"Socket '(\S+)' already in use", log):
         return PortLostError(
             f"Triton did not start, because somebody else took {taken[1]} meanwhile:"

@@ -233,6 +233,13 @@ def test_a_bad_value_of_a_flag_is_refused(echo_repository):
     assert "invalid argument for --model-control-mode" in sentence
 
 
+def test_a_missing_certificate_is_not_taken_for_a_taken_port(echo_repository):
+    flags = {"grpc_use_ssl": True, "grpc_server_cert": "/no/such.crt"}
+    sentence = refusal(echo_repository, **flags, grpc_server_key="/no/such.key")
+    assert "can't use what it was given for TLS: Invalid cert chain file." in sentence
+    assert "--grpc-server-cert and --grpc-server-key" in sentence
+
+
 def test_a_missing_libpython_is_refused_not_waited_for(
     echo_repository, monkeypatch, tmp_path
 ):
