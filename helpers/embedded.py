@@ -68,6 +68,8 @@ class Server:
     owner: Process  # who started it
     process: Process | None = None
     unpacked: str | None = None  # its Python backend's folder in /tmp
+    stubs: list[Process] = dataclasses.field(default_factory=list)  # once it listened
+    ending: bool = False  # somebody has told it to end
 
     @property
     def folder(self) -> Path:
@@ -79,6 +81,11 @@ class Server:
         part = self.folder / "server.json.part"
         part.write_text(json.dumps(dataclasses.asdict(self)))
         part.replace(self.folder / "server.json")
+
+    def note(self) -> None:
+        """Save the record again, unless it is gone meanwhile or the disk is full."""
+        with contextlib.suppress(OSError):
+            self.write()
 
     def log(self) -> str:
         """Return what the server has written to its log so far."""
@@ -97,6 +104,13 @@ class Server:
     def current(self) -> bool:
         """Return whether a server started now would be of the same program."""
         return True
+
+    def broken(self) -> bool:
+        """Return whether it ends, or a stub of its models has died: it answers no more.
+
+        Triton starts no stub anew, and goes on to say that the model is ready.
+        """
+        return self.ending or not all(map(lives, self.stubs))
 
     def wait(self) -> None:
         """Return when it listens; raise StartError when it ends or takes long."""
@@ -417,6 +431,8 @@ def launch(
             check_stub(make_backends(server.folder))
             spawn(server)
         wait_until_listening(server)
+        server.stubs = stubs_of(server)
+        server.note()
     except PortLostError:
         end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
@@ -554,6 +570,8 @@ def end(server: Server, by_itself: bool = False) -> None:
     """
     if server.process and lives(server.process):
         note_unpacked(server)
+        server.ending = True
+        server.note()
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process = psutil.Process(server.process[0])
             process.terminate()
@@ -577,6 +595,14 @@ def clean_up_after(server: Server, by_itself: bool = False) -> None:
     kill_rest(server)
     if remove_unpacked(server) or by_itself:
         shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def stubs_of(server: Server) -> list[Process]:
+    """Return the processes in which a live server's models run."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        children = psutil.Process(server.process[0]).children()
+        return [identity(child.pid) for child in children]
+    return []
 
 
 def processes_of(server: Server) -> list[psutil.Process]:
@@ -604,8 +630,7 @@ def note_unpacked(server: Server) -> None:
     """Write into a live server's record which folder in /tmp is its own."""
     if not server.unpacked and (found := find_unpacked(server)):
         server.unpacked = found
-        with contextlib.suppress(FileNotFoundError):  # stopped from elsewhere meanwhile
-            server.write()
+        server.note()
 
 
 def find_unpacked(server: Server) -> str | None:

@@ -119,6 +119,27 @@ def test_connect_finds_a_server_that_was_killed_gone_and_starts_another():
         assert client.is_model_ready("simple")
 
 
+def test_connect_replaces_a_server_whose_stub_was_killed():
+    broken = server.connect()
+    stubs = process_of(broken).children()
+    stubs[0].kill()
+    assert wait_for(lambda: stubs[0].status() == psutil.STATUS_ZOMBIE)
+    triton = server.connect()
+    assert not broken._process.alive()
+    with httpclient.InferenceServerClient(triton.http) as client:
+        assert client.is_model_ready("simple")
+    assert len(server.all_records()) == 1
+
+
+def test_connect_waits_for_the_end_of_a_server_that_another_kernel_ends():
+    ending = server.connect()
+    ending._process.ending = True
+    ending._process.note()
+    triton = server.connect()
+    assert not ending._process.alive()
+    assert triton._process.alive()
+
+
 def test_the_tutorials_server_needs_less_than_300_mb():
     triton = server.connect()
     processes = embedded.processes_of(triton._process)
