@@ -286,13 +286,22 @@ def check_stub(backends: Path) -> None:
         )
 
 
-def check_spaces(repositories: Sequence[str]) -> None:
-    """Refuse a path that Triton would hand to a shell in two pieces."""
+def check_paths(repositories: Sequence[str]) -> None:
+    """Refuse a path that Triton would hand to a shell in two pieces, or not find.
+
+    Its Python backend opens files by names in ASCII, whatever the locale is.
+    """
     for path in (sys.prefix, tempfile.gettempdir(), *repositories):
         if " " in str(path):
             raise StartError(
                 f"Triton can't work with the space in '{path}': move it to a path"
                 " without one."
+            )
+    for path in (tempfile.gettempdir(), *repositories):
+        if not str(path).isascii():
+            raise StartError(
+                f"Triton's Python backend can't work with the letters of '{path}': move"
+                " it to a path of plain ones, a to z."
             )
 
 
@@ -422,7 +431,7 @@ def launch(
 
     Raises StartError with the reason, as far as the server's log tells it.
     """
-    check_spaces(repositories)
+    check_paths(repositories)
     check_repositories(repositories)
     server = None
     try:
@@ -439,11 +448,23 @@ def launch(
             return launch(repositories, flags, shared, attempts - 1)
         raise
     except BaseException as error:
+        stopped = server is not None and not server.folder.exists()
         if server:
             by_itself = isinstance(error, StartError) and not server.alive()
             end(server, by_itself)
+        if isinstance(error, OSError):
+            raise (ended_from_outside() if stopped else not_writable(error)) from None
         raise
     return server
+
+
+def not_writable(error: OSError) -> StartError:
+    """Return what there is to say when a server's own files can't be written."""
+    return StartError(
+        f"Triton did not start, because its files can't be written to {state()}"
+        f" ({error.strerror}): make 10 MB of room there, or name another folder with"
+        " the variable TMPDIR."
+    )
 
 
 def claim(repositories: Sequence[str], flags: Flags, shared: bool) -> Server:
@@ -543,6 +564,12 @@ def failure(log: str) -> StartError:
         )
     if flag := re.search(r'Bad option: "(.+)"\.\n(.+)', log):
         return StartError(f"Triton did not start: {flag[2]} ({flag[1]}).")
+    if re.search("initialize shared memory.* No space left on device", log):
+        return StartError(
+            "Triton did not start, because there is no room in /dev/shm, of which each"
+            " instance of a model takes 1 MB: end what fills it, or give a container"
+            " more with --shm-size=1g."
+        )
     syntax = re.findall(r"Error parsing text-format \S+: (.+)", log)
     model = [
         message.splitlines()[0]
@@ -556,7 +583,17 @@ def failure(log: str) -> StartError:
             " start again, or pass exit_on_error=False to serve the others without it."
         )
     last = log.strip().splitlines()[-1:] or ["its log is empty"]
+    if re.match(r"I\d{4} ", last[0]):  # it was at its work, and says nothing of an end
+        return ended_from_outside()
     return StartError(f"Triton did not start; its log ends with: {last[0]}")
+
+
+def ended_from_outside() -> StartError:
+    """Return what there is to say of a server that somebody else has ended."""
+    return StartError(
+        "Triton was ended while it started, by another kernel or for want of memory:"
+        " start it again."
+    )
 
 
 # --- End ---------------------------------------------------------------------------

@@ -194,6 +194,25 @@ def test_an_interrupted_start_leaves_nothing(echo_repository, monkeypatch):
     assert traces() == before
 
 
+def test_a_server_killed_while_it_starts_is_said_to_be(echo_repository, monkeypatch):
+    def spawn_and_kill(record: embedded.Server) -> None:
+        spawn(record)
+        assert wait_for(record.log)
+        os.kill(record.process[0], signal.SIGKILL)
+
+    spawn = embedded.spawn
+    monkeypatch.setattr(embedded, "spawn", spawn_and_kill)
+    with pytest.raises(server.StartError, match="was ended while it started"):
+        server.start(echo_repository, **QUICK)
+
+
+def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkeypatch):
+    monkeypatch.setattr(embedded, "check_stub", lambda _: server.stop_all())
+    with pytest.raises(server.StartError, match="was ended while it started"):
+        server.start(echo_repository, **QUICK)
+    assert embedded.records() == []
+
+
 # --- Nothing is left --------------------------------------------------------------
 
 
