@@ -665,18 +665,18 @@ def kill_rest(server: Server) -> None:
 
 def note_unpacked(server: Server) -> None:
     """Write into a live server's record which folder in /tmp is its own."""
-    if not server.unpacked and (found := find_unpacked(server)):
+    if not server.unpacked and (found := find_unpacked(server.process[0])):
         server.unpacked = found
         server.note()
 
 
-def find_unpacked(server: Server) -> str | None:
-    """Return the folder that a live server's Python backend has made in /tmp.
+def find_unpacked(pid: int) -> str | None:
+    """Return the folder that the Python backend of a live tritonserver made in /tmp.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None where there is none, or no right to look.
     """
-    process = Path(f"/proc/{server.process[0]}")
+    process = Path(f"/proc/{pid}")
     with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
         for line in (process / "maps").read_text().splitlines():
             place, access, _, _, file = line.split()[:5]
@@ -694,8 +694,8 @@ def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
     Where its memory was not read, age decides: a folder that is younger than the server
-    and older than every tritonserver alive can belong to no other. With a doubt nothing
-    is removed, and a later sweep tries again.
+    can belong to no other, unless a tritonserver alive is older than the folder and its
+    own is not known. With a doubt nothing is removed, and a later sweep tries again.
     """
     if server.unpacked:
         shutil.rmtree(server.unpacked, ignore_errors=True)
@@ -705,7 +705,11 @@ def remove_unpacked(server: Server) -> bool:
     living = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(OSError):
-            if process.info["name"] == "tritonserver":
+            if process.info["name"] != "tritonserver":
+                continue
+            if known := find_unpacked(process.pid):
+                claimed.add(known)
+            else:
                 living.append(age(identity(process.pid)))
     sure = True
     for folder in TEMPORARY.glob("python_env_*"):

@@ -276,6 +276,28 @@ def test_a_kernel_killed_while_it_starts_leaves_nothing_for_long(echo_repository
     assert traces() == before
 
 
+def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
+    echo_repository, monkeypatch
+):
+    with server.start(echo_repository, id="older", **QUICK) as older:
+        flags = {"model_control_mode": "explicit", **QUICK}
+        younger = server.start(echo_repository, **flags)
+        with httpclient.InferenceServerClient(younger.http) as client:
+            client.load_model("echo")
+        folder = embedded.find_unpacked(process_of(younger).pid)
+        assert younger._process.unpacked is None  # it had no Python model at its start
+        # Of servers of others, which may be older too, nothing is known.
+        ours, every = [process_of(older), process_of(younger)], psutil.process_iter
+        monkeypatch.setattr(
+            psutil,
+            "process_iter",
+            lambda *names: (p for p in every(*names) if p in ours),
+        )
+        process_of(younger).kill()
+        younger.stop()
+        assert not Path(folder).exists()
+
+
 def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
     theirs = [
         embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",
