@@ -93,13 +93,6 @@ server.end()
     assert "" not in ports
 
 
-def test_kernels_that_connect_at_once_share_one_server():
-    kernels = [python(CONNECT) for _ in range(4)]
-    found = {kernel.communicate()[0].split()[-1] for kernel in kernels}
-    assert len(found) == 1
-    assert len(embedded.records()) == 1
-
-
 def test_a_server_outlives_its_kernel_and_is_found_and_stopped_from_another():
     first = python(CONNECT).communicate()[0].split()[-1]
     found = server.connect()
