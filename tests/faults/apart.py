@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 FOLDERS = (Path("/tmp"), Path("/dev/shm"))
@@ -34,12 +35,22 @@ def run_inside(command: list[str]) -> int:
     child = subprocess.Popen(command)
     while (ended := os.wait())[0] != child.pid:  # orphans come to process 1
         pass
-    left: list = [path for folder in FOLDERS for path in folder.iterdir()]
-    processes = Path("/proc").glob("[0-9]*/cmdline")
-    left += [words for line in processes if (words := line.read_bytes())]  # no zombies
-    for what in left[1:]:  # the first of the processes is this one
+    deadline = time.monotonic() + 5  # for what ends a moment after its parent
+    while (left := left_over()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for what in left:
         print(f"Left over: {what}")
-    return os.waitstatus_to_exitcode(ended[1]) or len(left) > 1
+    return os.waitstatus_to_exitcode(ended[1]) or bool(left)
+
+
+def left_over() -> list[str]:
+    """Return the files in both folders, and what runs besides this process."""
+    found = [str(path) for folder in FOLDERS for path in folder.iterdir()]
+    for process in Path("/proc").glob("[0-9]*"):
+        words = (process / "cmdline").read_text().replace("\0", " ")
+        if words and process.name != str(os.getpid()):  # a zombie has no words
+            found.append(f"process {words}")
+    return found
 
 
 def main(arguments: list[str]) -> int:
