@@ -582,10 +582,10 @@ def failure(log: str) -> StartError:
             f"Triton did not start, because a model did not load: {reason}. Mend it and"
             " start again, or pass exit_on_error=False to serve the others without it."
         )
-    last = log.strip().splitlines()[-1:] or ["its log is empty"]
-    if re.match(r"I\d{4} ", last[0]):  # it was at its work, and says nothing of an end
+    last = log.strip().rpartition("\n")[2]
+    if not last or re.match(r"I\d{4} ", last):  # at its work, with no word of an end
         return ended_from_outside()
-    return StartError(f"Triton did not start; its log ends with: {last[0]}")
+    return StartError(f"Triton did not start; its log ends with: {last}")
 
 
 def ended_from_outside() -> StartError:

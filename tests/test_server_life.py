@@ -187,10 +187,13 @@ def test_an_interrupted_start_leaves_nothing(echo_repository, monkeypatch):
     assert traces() == before
 
 
-def test_a_server_killed_while_it_starts_is_said_to_be(echo_repository, monkeypatch):
+@pytest.mark.parametrize("words", [0, 1], ids=["at once", "at its work"])
+def test_a_server_killed_while_it_starts_is_said_to_be(
+    words, echo_repository, monkeypatch
+):
     def spawn_and_kill(record: embedded.Server) -> None:
         spawn(record)
-        assert wait_for(record.log)
+        assert wait_for(lambda: len(record.log()) >= words)
         os.kill(record.process[0], signal.SIGKILL)
 
     spawn = embedded.spawn
