@@ -68,6 +68,8 @@ class Server:
     owner: Process  # who started it
     process: Process | None = None
     unpacked: str | None = None  # its Python backend's folder in /tmp
+    stubs: list[Process] = dataclasses.field(default_factory=list)  # once it listened
+    ending: bool = False  # somebody has told it to end
 
     @property
     def folder(self) -> Path:
@@ -79,6 +81,11 @@ class Server:
         part = self.folder / "server.json.part"
         part.write_text(json.dumps(dataclasses.asdict(self)))
         part.replace(self.folder / "server.json")
+
+    def note(self) -> None:
+        """Save the record again, unless it is gone meanwhile or the disk is full."""
+        with contextlib.suppress(OSError):
+            self.write()
 
     def log(self) -> str:
         """Return what the server has written to its log so far."""
@@ -97,6 +104,13 @@ class Server:
     def current(self) -> bool:
         """Return whether a server started now would be of the same program."""
         return True
+
+    def broken(self) -> bool:
+        """Return whether it ends, or a stub of its models has died: it answers no more.
+
+        Triton starts no stub anew, and goes on to say that the model is ready.
+        """
+        return self.ending or not all(map(lives, self.stubs))
 
     def wait(self) -> None:
         """Return when it listens; raise StartError when it ends or takes long."""
@@ -273,13 +287,22 @@ def check_stub(backends: Path) -> None:
         )
 
 
-def check_spaces(repositories: Sequence[str]) -> None:
-    """Refuse a path that Triton would hand to a shell in two pieces."""
+def check_paths(repositories: Sequence[str]) -> None:
+    """Refuse a path that Triton would hand to a shell in two pieces, or not find.
+
+    Its Python backend opens files by names in ASCII, whatever the locale is.
+    """
     for path in (sys.prefix, tempfile.gettempdir(), *repositories):
         if " " in str(path):
             raise StartError(
                 f"Triton can't work with the space in '{path}': move it to a path"
                 " without one."
+            )
+    for path in (tempfile.gettempdir(), *repositories):
+        if not str(path).isascii():
+            raise StartError(
+                f"Triton's Python backend can't work with the letters of '{path}': move"
+                " it to a path of plain ones, a to z."
             )
 
 
@@ -409,7 +432,7 @@ def launch(
 
     Raises StartError with the reason, as far as the server's log tells it.
     """
-    check_spaces(repositories)
+    check_paths(repositories)
     check_repositories(repositories)
     server = None
     try:
@@ -418,17 +441,31 @@ def launch(
             check_stub(make_backends(server.folder))
             spawn(server)
         wait_until_listening(server)
+        server.stubs = stubs_of(server)
+        server.note()
     except PortLostError:
         end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
             return launch(repositories, flags, shared, attempts - 1)
         raise
     except BaseException as error:
+        stopped = server is not None and not server.folder.exists()
         if server:
             by_itself = isinstance(error, StartError) and not server.alive()
             end(server, by_itself)
+        if isinstance(error, OSError):
+            raise (ended_from_outside() if stopped else not_writable(error)) from None
         raise
     return server
+
+
+def not_writable(error: OSError) -> StartError:
+    """Return what there is to say when a server's own files can't be written."""
+    return StartError(
+        f"Triton did not start, because its files can't be written to {state()}"
+        f" ({error.strerror}): make 10 MB of room there, or name another folder with"
+        " the variable TMPDIR."
+    )
 
 
 def claim(repositories: Sequence[str], flags: Flags, shared: bool) -> Server:
@@ -536,6 +573,12 @@ def failure(log: str) -> StartError:
         )
     if flag := re.search(r'Bad option: "(.+)"\.\n(.+)', log):
         return StartError(f"Triton did not start: {flag[2]} ({flag[1]}).")
+    if re.search("initialize shared memory.* No space left on device", log):
+        return StartError(
+            "Triton did not start, because there is no room in /dev/shm, of which each"
+            " instance of a model takes 1 MB: end what fills it, or give a container"
+            " more with --shm-size=1g."
+        )
     syntax = re.findall(r"Error parsing text-format \S+: (.+)", log)
     model = [
         message.splitlines()[0]
@@ -548,10 +591,17 @@ def failure(log: str) -> StartError:
             f"Triton did not start, because a model did not load: {reason}. Mend it and"
             " start again, or pass exit_on_error=False to serve the others without it."
         )
-    last = log.strip().splitlines()[-1:] or ["its log is empty"]
+    last = log.strip().rpartition("\n")[2]
+    if not last or re.match(r"I\d{4} ", last):  # at its work, with no word of an end
+        return ended_from_outside()
+    return StartError(f"Triton did not start; its log ends with: {last}")
+
+
+def ended_from_outside() -> StartError:
+    """Return what there is to say of a server that somebody else has ended."""
     return StartError(
-        f"Triton did not start; its log ends with: {last[0].rstrip('.')}. If that is no"
-        " error, something ended it: the system, perhaps, when memory ran out."
+        "Triton was ended while it started, by another kernel or for want of memory:"
+        " start it again."
     )
 
 
@@ -566,6 +616,8 @@ def end(server: Server, by_itself: bool = False) -> None:
     """
     if server.process and lives(server.process):
         note_unpacked(server)
+        server.ending = True
+        server.note()
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process = psutil.Process(server.process[0])
             process.terminate()
@@ -591,6 +643,14 @@ def clean_up_after(server: Server, by_itself: bool = False) -> None:
         shutil.rmtree(server.folder, ignore_errors=True)
 
 
+def stubs_of(server: Server) -> list[Process]:
+    """Return the processes in which a live server's models run."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        children = psutil.Process(server.process[0]).children()
+        return [identity(child.pid) for child in children]
+    return []
+
+
 def processes_of(server: Server) -> list[psutil.Process]:
     """Return what runs of a server: itself and the stubs of its models."""
     found = []
@@ -614,19 +674,18 @@ def kill_rest(server: Server) -> None:
 
 def note_unpacked(server: Server) -> None:
     """Write into a live server's record which folder in /tmp is its own."""
-    if not server.unpacked and (found := find_unpacked(server)):
+    if not server.unpacked and (found := find_unpacked(server.process[0])):
         server.unpacked = found
-        with contextlib.suppress(FileNotFoundError):  # stopped from elsewhere meanwhile
-            server.write()
+        server.note()
 
 
-def find_unpacked(server: Server) -> str | None:
-    """Return the folder that a live server's Python backend has made in /tmp.
+def find_unpacked(pid: int) -> str | None:
+    """Return the folder that the Python backend of a live tritonserver made in /tmp.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None where there is none, or no right to look.
     """
-    process = Path(f"/proc/{server.process[0]}")
+    process = Path(f"/proc/{pid}")
     with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
         for line in (process / "maps").read_text().splitlines():
             place, access, _, _, file = line.split()[:5]
@@ -644,8 +703,8 @@ def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
     Where its memory was not read, age decides: a folder that is younger than the server
-    and older than every tritonserver alive can belong to no other. With a doubt nothing
-    is removed, and a later sweep tries again.
+    can belong to no other, unless a tritonserver alive is older than the folder and its
+    own is not known. With a doubt nothing is removed, and a later sweep tries again.
     """
     if server.unpacked:
         shutil.rmtree(server.unpacked, ignore_errors=True)
@@ -655,7 +714,11 @@ def remove_unpacked(server: Server) -> bool:
     living = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(OSError):
-            if process.info["name"] == "tritonserver":
+            if process.info["name"] != "tritonserver":
+                continue
+            if known := find_unpacked(process.pid):
+                claimed.add(known)
+            else:
                 living.append(age(identity(process.pid)))
     sure = True
     for folder in TEMPORARY.glob("python_env_*"):

@@ -6,7 +6,9 @@ running is neither used nor ended.
 
 import contextlib
 import os
+import random
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -36,9 +38,29 @@ def pytest_configure() -> None:
     parent = os.environ["TMPDIR"] if "PYTEST_XDIST_WORKER" in os.environ else "/tmp"
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=parent)
     tempfile.tempdir = None
+    os.environ.setdefault("SEED", str(secrets.randbelow(2**32)))
+
+
+def pytest_report_header() -> str:
+    return f"SEED={os.environ['SEED']} (say it before make, and the same is drawn)"
+
+
+def sized(short: int, long: int) -> pytest.MarkDecorator:
+    """Run a test with a small `count` in `make test`, a large in `make test-faults`."""
+    large = pytest.param(long, marks=pytest.mark.faults)
+    return pytest.mark.parametrize("count", [short, large])
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest) -> random.Random:
+    """What a test draws from: the same again with the same SEED."""
+    return random.Random(f"{os.environ['SEED']} {request.node.name}")
 
 
 SLOW_FIRST = (
+    "test_kills",
+    "test_mixed_load",
+    "test_lessons",
     "test_server_life",
     "are_solved",
     "test_site",
