@@ -252,13 +252,6 @@ def test_a_missing_libpython_is_refused_not_waited_for(
     assert "apt install libpython3." in sentence
 
 
-def test_a_server_that_ends_without_an_error_was_ended_by_something():
-    log = 'I1122 19:01:59.439697 22104 server.cc:305] "Waiting for requests."\n'
-    sentence = str(embedded.failure(log))
-    assert "Waiting for requests" in sentence
-    assert "memory ran out" in sentence
-
-
 def test_a_server_that_takes_too_long_is_ended_and_says_what_it_waits_for():
     sentence = str(
         embedded.too_slow('I1122 19:01:59.4 22104 x.cc:1] "loading: slow:1"')
