@@ -194,8 +194,8 @@ class Client:
     # What has many answers, or many requests, goes over the stream alone.
 
     def babble(self, draw: random.Random) -> str:
-        # Over HTTP: on a gRPC stream that it shared with other models, Triton 2.51 ended
-        # in minutes, with a segmentation fault; docs/troubleshooting.md.
+        # Over HTTP: on a gRPC stream shared with other models, Triton 2.51 crashed
+        # within minutes; docs/troubleshooting.md.
         count = draw.randint(1, 20)
         url = f"http://{self.address}/v2/models/babbler/generate_stream"
         body = json.dumps({"word": "The", "count": count}).encode()
