@@ -76,7 +76,7 @@ def run_and_kill(who: str, draw: random.Random, errors: Path) -> tuple[str, bool
                     break
             time.sleep(draw.uniform(0, STEPS[kind][step]))
             killed = kill_one(who, kernel, draw)
-            kernel.communicate(timeout=90)
+            kernel.communicate(timeout=embedded.START_TIMEOUT_S + 60)
         finally:
             kernel.kill()
     said = errors.read_text().strip().splitlines()[-1:]

@@ -148,7 +148,7 @@ ALL = [
     ],
 )
 def test_the_course_works_with(surroundings: list[Surroundings], folder):
-    around, environment = [], {}
+    around, environment = [], {"TMPDIR": str(folder)}
     for one in surroundings:
         command, settings = one(folder)
         around, environment = around + command, environment | settings
