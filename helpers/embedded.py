@@ -256,16 +256,19 @@ def environment() -> dict[str, str]:
 def make_backends(folder: Path) -> Path:
     """Fill a backend directory with the wheel's Python backend and with ours.
 
-    Triton refuses a library that is a link to another folder; the rest may be links.
+    Triton refuses a library that is a link to another folder, and was seen to take
+    everybody else's rights to the stub away; the rest may be links.
     """
     source = wheel() / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel() / "python_backend_stubs" / version / "triton_python_backend_stub"
     target = folder / "backends" / "python"
     target.mkdir(parents=True)
-    shutil.copyfile(source / "libtriton_python.so", target / "libtriton_python.so")
-    for file in (stub, source / "triton_python_backend_utils.py"):
-        (target / file.name).symlink_to(file)
+    for file in (stub, source / "libtriton_python.so"):
+        shutil.copyfile(file, target / file.name)
+    (target / stub.name).chmod(0o755)
+    utilities = "triton_python_backend_utils.py"
+    (target / utilities).symlink_to(source / utilities)
     for module in (Path(__file__).parent / "backends").glob("*/*.py"):
         link = folder / "backends" / module.parent.name / module.name
         link.parent.mkdir(exist_ok=True)

@@ -252,6 +252,13 @@ def test_a_missing_libpython_is_refused_not_waited_for(
     assert "apt install libpython3." in sentence
 
 
+def test_a_servers_stub_is_a_copy_that_anybody_may_run(tmp_path):
+    stub = embedded.make_backends(tmp_path) / "python" / "triton_python_backend_stub"
+    assert not stub.is_symlink()
+    assert stub.stat().st_nlink == 1
+    assert stub.stat().st_mode & 0o555 == 0o555
+
+
 def test_a_server_that_takes_too_long_is_ended_and_says_what_it_waits_for():
     sentence = str(
         embedded.too_slow('I1122 19:01:59.4 22104 x.cc:1] "loading: slow:1"')
