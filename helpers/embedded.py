@@ -256,8 +256,8 @@ def environment() -> dict[str, str]:
 def make_backends(folder: Path) -> Path:
     """Fill a backend directory with the wheel's Python backend and with ours.
 
-    Triton refuses a library that is a link to another folder, and was seen to take
-    everybody else's rights to the stub away; the rest may be links.
+    Triton refuses a library that is a link to another folder. The stub is a copy, too,
+    since the wheel's own was found without its rights for others after some servers.
     """
     source = wheel() / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
