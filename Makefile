@@ -5,7 +5,8 @@ setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example
 lab: setup ; JUPYTER_CONFIG_PATH=.jupyter .venv/bin/python -m jupyterlab README.md
 # OpenVINO's build, which lesson 14 would fetch, and say so where the page says nothing.
 openvino: setup ; .venv/bin/python -m helpers.openvino
-test: openvino ; .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker and not faults" && .venv/bin/python -m pytest -m alone
+# What it draws is the same each time; `make test-faults` draws anew.
+test: openvino ; SEED=$${SEED:-7} .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker and not faults" && .venv/bin/python -m pytest -m alone
 # 5 is pytest's word for no test: where no engine can run, it has said so in a line.
 test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker || test $$? -eq 5
 test-faults: setup ; .venv/bin/python tests/faults/apart.py .venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m faults -rP tests/faults
