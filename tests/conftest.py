@@ -60,7 +60,7 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
 SLOW_FIRST = (
     "test_kills",
     "test_mixed_load",
-    "test_lessons",
+    "test_busy_lessons",
     "test_server_life",
     "are_solved",
     "test_site",
