@@ -42,8 +42,7 @@ def run(words: str) -> list[dict[str, float]]:
 
     That is a row for each concurrency or request rate, in rising order (the program
     sorts them by throughput): the columns of its file of comma-separated values, the
-    load first, times in microseconds. Prints the command. Raises
-    PerfAnalyzerError.
+    load first, times in microseconds. Prints the command. Raises PerfAnalyzerError.
     """
     print(f"$ perf_analyzer {words}")
     program = find()

@@ -252,6 +252,14 @@ def test_a_missing_libpython_is_refused_not_waited_for(
     assert "apt install libpython3." in sentence
 
 
+def test_a_server_that_ends_without_an_error_was_ended_by_something():
+    log = 'I1122 19:01:59.439697 22104 server.cc:305] "Waiting for requests."\n'
+    for said in (log, ""):
+        sentence = str(embedded.failure(said))
+        assert "was ended while it started" in sentence
+        assert "want of memory: start it again" in sentence
+
+
 def test_a_servers_stub_is_a_copy_that_anybody_may_run(tmp_path):
     stub = embedded.make_backends(tmp_path) / "python" / "triton_python_backend_stub"
     assert not stub.is_symlink()
