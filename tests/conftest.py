@@ -247,12 +247,20 @@ def no_server() -> Iterator[None]:
 
 
 def traces() -> set[str]:
-    """Return all that the servers of this test process could leave on the machine."""
+    """Return all that the servers of this test process could leave on the machine.
+
+    The record of a dead server may wait until one that is older ends; see embedded.end.
+    """
     ours = embedded.new_name()[:-8]
-    found = {str(path) for path in embedded.SHM.glob(f"{ours}*")}
-    found |= {str(path) for path in embedded.state().glob("*")}
+    records = embedded.records()
+    waiting = {r.folder for r in records if not r.alive() and not r.unpacked}
+    within = [*embedded.state().glob("*")]
+    found = {*embedded.SHM.glob(f"{ours}*"), *within} - waiting
+    found |= {*embedded.state().parent.glob("triton-*")}
+    if within:
+        found.discard(embedded.state())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(embedded.TOKEN, "").startswith(ours):
                 found.add(f"process {process.pid}")
-    return found | {str(path) for path in embedded.state().parent.glob("triton-*")}
+    return set(map(str, found))

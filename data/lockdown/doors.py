@@ -61,10 +61,10 @@ def reachable(host, address):
 
 
 def listener(address):
-    """Return the number of the process that listens at an address of this machine."""
+    """Return the process that listens at an address of this machine."""
     port = int(address.rpartition(":")[2])
     found = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
-    return next(c.pid for c in found if c.laddr.port == port)
+    return psutil.Process(next(c.pid for c in found if c.laddr.port == port))
 
 
 def post(server, size, headers=None, **how):

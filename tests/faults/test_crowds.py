@@ -31,7 +31,7 @@ def test_kernels_that_connect_at_once_share_one_server(count):
     kernels = [python(CONNECT) for _ in range(count)]
     found = {kernel.communicate(timeout=120)[0].split()[-1] for kernel in kernels}
     assert len(found) == 1
-    assert len(embedded.records()) == 1
+    assert sum(record.alive() for record in embedded.records()) == 1
 
 
 @sized(short=3, long=10)
@@ -44,7 +44,7 @@ def test_kernels_that_start_their_own_at_once_share_nothing(count, tmp_path):
         told = [[k.stdout.readline() for _ in range(3)][-1].split() for k in kernels]
         for mine in zip(*told, strict=True):
             assert len(set(mine)) == count
-        assert len(embedded.records()) == count
+        assert sum(record.alive() for record in embedded.records()) == count
         for kernel in kernels:
             kernel.communicate("", timeout=120)
         assert [kernel.returncode for kernel in kernels] == [0] * count

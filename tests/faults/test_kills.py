@@ -86,16 +86,6 @@ def run_and_kill(who: str, draw: random.Random, errors: Path) -> tuple[str, bool
     return f"{kind}: {step}", killed
 
 
-def left_over() -> set[str]:
-    """Return what is there, but for records that wait until an older server ends."""
-    waiting = {
-        str(record.folder)
-        for record in embedded.records()
-        if not record.alive() and not record.unpacked
-    }
-    return traces() - waiting - ({str(embedded.state())} if waiting else set())
-
-
 # Its long form has not passed yet (README.md), so `make test` has no part of it.
 pytestmark = pytest.mark.faults
 
@@ -109,7 +99,7 @@ def ended():
 
 @sized(short=2, long=100)
 def test_a_kill_leaves_nothing_and_a_connect_works(count, draw, tmp_path):
-    before, moments = left_over(), []
+    before, moments = traces(), []
     while len(moments) < count:
         who = draw.choice(["server", "stub", "kernel"])
         step, hit = run_and_kill(who, draw, tmp_path / "errors")
@@ -119,6 +109,6 @@ def test_a_kill_leaves_nothing_and_a_connect_works(count, draw, tmp_path):
         process_of(triton).kill()
         folders = [record.unpacked for record in embedded.records() if record.unpacked]
         server.stop_all()
-        assert left_over() == before, (who, step)
+        assert traces() == before, (who, step)
         assert not any(Path(folder).exists() for folder in folders), (who, step)
     print(dict(sorted(collections.Counter(moments).items())))
