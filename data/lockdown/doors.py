@@ -1,5 +1,6 @@
 """Tries Triton's doors from outside, as a stranger would."""
 
+import contextlib
 import json
 import socket
 from urllib.request import Request, urlopen
@@ -65,6 +66,13 @@ def listener(address):
     port = int(address.rpartition(":")[2])
     found = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
     return psutil.Process(next(c.pid for c in found if c.laddr.port == port))
+
+
+def gone(address):
+    """Wait a minute for the end of what listens at an address; return if it is over."""
+    with contextlib.suppress(StopIteration, psutil.NoSuchProcess):
+        listener(address).wait(60)
+    return not reachable("127.0.0.1", address)
 
 
 def post(server, size, headers=None, **how):
