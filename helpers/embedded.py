@@ -165,12 +165,12 @@ def new_name() -> str:
     return f"triton-{course()}-{secrets.token_hex(4)}"
 
 
-def identity(pid: int) -> Process:
+def identity(pid: int, zombie: bool = False) -> Process:
     """Return what tells a process from a later one with the same number.
 
     The kernel counts a process's start in ticks since boot, which no change of the
     clock moves; other systems than Linux tell the time of the start instead. Raises
-    OSError for a process that is not there, or a zombie.
+    OSError for a process that is not there, or a zombie unless that may be one.
     """
     if not PROC.exists():
         try:
@@ -178,7 +178,7 @@ def identity(pid: int) -> Process:
         except psutil.NoSuchProcess:
             raise ProcessLookupError(pid) from None
     status = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    if status[0] == "Z":
+    if status[0] == "Z" and not zombie:
         raise ProcessLookupError(pid)
     return pid, int(status[19])
 
@@ -512,7 +512,7 @@ def spawn(server: Server) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server.process = identity(process.pid)
+    server.process = identity(process.pid, zombie=True)  # it may be over already
     server.write()
     # Without someone who waits for it, an ended server would stay as a zombie.
     threading.Thread(target=process.wait, daemon=True).start()

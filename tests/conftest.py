@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
 import tritonclient.http as httpclient
-from course import ON_DOCKER
+from course import ON_DOCKER, cells, solutions, tags
 from nbval.plugin import IPyNbCell
 from xdist.scheduler import LoadScopeScheduling
 
@@ -62,7 +63,6 @@ SLOW_FIRST = (
     "test_mixed_load",
     "test_busy_lessons",
     "test_server_life",
-    "are_solved",
     "test_site",
     "test_lab",
     "test_colab",
@@ -74,6 +74,7 @@ SLOW_FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no worker ends long after the others."""
+    items[:] = [each for item in items for each in (item, *solved(item))]
     for item in items:
         if item.path in ON_DOCKER and isinstance(item, IPyNbCell):
             item.add_marker("docker")
@@ -83,6 +84,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return slow[0] if slow else len(SLOW_FIRST)
 
     items.sort(key=rank)
+
+
+# --- Exercises ----------------------------------------------------------------------
+
+
+class SolvedCell(IPyNbCell):
+    """A check once more, after its exercise's solution: now it has to say Right."""
+
+    def runtest(self) -> None:
+        super().runtest()
+        printed = "".join(output.get("text", "") for output in self.test_outputs)
+        assert re.search(r"^Right", printed, re.MULTILINE), printed
+
+
+def solved(item: pytest.Item) -> Iterator[SolvedCell]:
+    """Yield what follows an exercise's check, as it follows in a learner's kernel."""
+    if not isinstance(item, IPyNbCell) or "check" not in tags(item.cell):
+        return
+    checks = [c for c in cells(item.parent.nb, "code") if "check" in tags(c)]
+    solution = solutions(item.parent.nb)[checks.index(item.cell)]
+    cell = nbformat.v4.new_code_cell(f"{solution}\n{item.cell.source}")
+    yield SolvedCell.from_parent(
+        item.parent,
+        name=f"{item.name} solved",
+        cell_num=item.cell_num,
+        cell=cell,
+        options=item.options,
+    )
 
 
 # --- Lessons on a server elsewhere, with KEEP_TRITON=1 ------------------------------

@@ -228,7 +228,14 @@ def test_an_unknown_flag_is_refused(echo_repository):
     )
 
 
-def test_a_bad_value_of_a_flag_is_refused(echo_repository):
+@pytest.mark.parametrize("pause", [0, 0.5], ids=["", "over before it was looked at"])
+def test_a_bad_value_of_a_flag_is_refused(echo_repository, monkeypatch, pause):
+    def look_late(*arguments, **options):
+        time.sleep(pause)
+        return identity(*arguments, **options)
+
+    identity = embedded.identity
+    monkeypatch.setattr(embedded, "identity", look_late)
     sentence = refusal(echo_repository, model_control_mode="sometimes")
     assert "invalid argument for --model-control-mode" in sentence
 

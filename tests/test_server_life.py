@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -296,12 +295,17 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         assert not Path(folder).exists()
 
 
-def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
+def test_a_sweep_leaves_what_belongs_to_others_alone(
+    echo_repository, tmp_path, monkeypatch
+):
+    # A folder of its own: the sweep of another worker's test could take what nobody has.
+    monkeypatch.setattr(embedded, "TEMPORARY", tmp_path)
     theirs = [
         embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",
-        Path(tempfile.mkdtemp(prefix="python_env_", dir=embedded.TEMPORARY)),
+        tmp_path / "python_env_theirs",
     ]
     theirs[0].touch()
+    theirs[1].mkdir()
     try:
         killed = server.start(echo_repository, **QUICK)
         process_of(killed).kill()
@@ -309,4 +313,3 @@ def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
         assert all(path.exists() for path in theirs)
     finally:
         theirs[0].unlink()
-        theirs[1].rmdir()
