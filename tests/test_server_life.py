@@ -298,7 +298,7 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
 def test_a_sweep_leaves_what_belongs_to_others_alone(
     echo_repository, tmp_path, monkeypatch
 ):
-    # A folder of its own: the sweep of another worker's test could take what nobody has.
+    # A folder of its own, since what nobody has goes with another worker's sweep.
     monkeypatch.setattr(embedded, "TEMPORARY", tmp_path)
     theirs = [
         embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",

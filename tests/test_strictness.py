@@ -85,7 +85,9 @@ def test_nbval_goes_red_when_one_character_is_changed(lesson):
     assert "Cell outputs differ" in answer.stdout
 
 
-@pytest.mark.parametrize(("solution", "result"), [("x = 3", "3 p"), ("x = 2", "1 f")])
+@pytest.mark.parametrize(
+    ("solution", "result"), [("x = 3", "3 passed"), ("x = 2", "1 failed")]
+)
 def test_a_solution_that_solves_nothing_is_found(solution, result, tmp_path):
     check = "print('Right' if x == 3 else 'Not yet')"
     prose = f"<summary>Solution</summary>\n\n```python\n{solution}\n```"
@@ -99,7 +101,7 @@ def test_a_solution_that_solves_nothing_is_found(solution, result, tmp_path):
     nbformat.write(notebook, tmp_path / "exercise.ipynb")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     answer = subprocess.run(
-        [*command, "-p", "conftest", "-o", f"rootdir={tmp_path}", tmp_path],
+        [*command, "-p", "conftest", tmp_path / "exercise.ipynb"],
         cwd=course.ROOT,
         env={**os.environ, "PYTHONPATH": "tests"},
         capture_output=True,
