@@ -1,5 +1,6 @@
 """JupyterLab as `make lab` starts it, and a lesson in it, in a real browser."""
 
+import ast
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ LESSON, PLOT, PROGRESS = (
     next(path.name for path in LESSONS if path.name.startswith(number))
     for number in ("03", "04", "08")
 )
+LIVE = {PLOT: "screen.update(figure)", PROGRESS: "in tqdm(crops()"}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,8 @@ def course(tmp_path_factory):
         shutil.copytree(ROOT / name, copy / name)
     for name in (LESSON, PLOT, PROGRESS):
         lesson = read(copy / "notebooks" / name)
+        if name in LIVE:
+            lesson.cells = [lesson.cells[0], *leading_to(LIVE[name], lesson)]
         for cell in cells(lesson, "code"):
             cell.outputs, cell.execution_count = [], None
         nbformat.write(lesson, copy / "notebooks" / name)
@@ -37,6 +41,33 @@ def course(tmp_path_factory):
     for name in (".venv", "data", "helpers"):
         (copy / name).symlink_to(ROOT / name)
     return copy
+
+
+def leading_to(words, lesson):
+    """Return the cell with these words, and those that make what it uses."""
+    code = cells(lesson, "code")
+    last = next(n for n, cell in enumerate(code) if words in cell.source)
+    kept, used = [], set()
+    for cell in reversed(code[: last + 1]):
+        made, taken = names(cell.source)
+        if not kept or made & used:
+            kept.insert(0, cell)
+            used |= taken
+    return kept
+
+
+def names(source):
+    """Return what code makes by name, and what it uses."""
+    made, used = set(), set()
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.FunctionDef):
+            made.add(node.name)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).partition(".")[0])
+    return made, used
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +178,7 @@ def changes(locator, read, many):
 
 def test_a_plot_is_drawn_anew_while_its_cell_runs(lab):
     run_all(lab, PLOT)
-    cell = lab.locator(".jp-CodeCell", has_text="screen.update(figure)")
+    cell = lab.locator(".jp-CodeCell", has_text=LIVE[PLOT])
     changes(cell.locator("img"), lambda image: image.get_attribute("src"), 4)
     assert cell.locator("img").count() == 1
     shoot(lab, "lab-live-plot")
@@ -155,7 +186,7 @@ def test_a_plot_is_drawn_anew_while_its_cell_runs(lab):
 
 def test_long_work_shows_a_bar_that_grows(lab):
     run_all(lab, PROGRESS)
-    cell = lab.locator(".jp-CodeCell", has_text="in tqdm(crops()")
+    cell = lab.locator(".jp-CodeCell", has_text=LIVE[PROGRESS])
     bar = cell.locator(".jp-OutputArea-output", has_text="/200")
     texts = changes(bar, lambda output: output.inner_text(), 4)
     counts = [int(text.split()[-1].partition("/")[0]) for text in texts]

@@ -98,10 +98,11 @@ def test_a_solution_that_solves_nothing_is_found(solution, result, tmp_path):
             nbformat.v4.new_markdown_cell(prose),
         ]
     )
-    nbformat.write(notebook, tmp_path / "exercise.ipynb")
+    lesson = tmp_path / "exercise.ipynb"
+    nbformat.write(notebook, lesson)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     answer = subprocess.run(
-        [*command, "-p", "conftest", tmp_path / "exercise.ipynb"],
+        [*command, "-p", "conftest", "-c", "pyproject.toml", lesson],
         cwd=course.ROOT,
         env={**os.environ, "PYTHONPATH": "tests"},
         capture_output=True,
