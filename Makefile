@@ -1,12 +1,16 @@
-.PHONY: setup lab test test-docker execute docs links bench bench-growth lock
+.PHONY: setup lab openvino test test-docker test-faults execute docs links bench bench-growth lock
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do command -v $$p && break; done)
 
 setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example with `apt install python3 python3-venv`))" helpers/bootstrap.py
 lab: setup ; JUPYTER_CONFIG_PATH=.jupyter .venv/bin/python -m jupyterlab README.md
-test: setup ; .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker" && .venv/bin/python -m pytest -m alone
+# OpenVINO's build, which lesson 14 would fetch, and say so where the page says nothing.
+openvino: setup ; .venv/bin/python -m helpers.openvino
+# What it draws is the same each time; `make test-faults` draws anew.
+test: openvino ; SEED=$${SEED:-7} .venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not alone and not docker and not faults" && .venv/bin/python -m pytest -m alone
 # 5 is pytest's word for no test: where no engine can run, it has said so in a line.
 test-docker: setup ; .venv/bin/python -m pytest -m docker tests/docker || test $$? -eq 5
-execute: setup ; .venv/bin/python tests/execute.py && .venv/bin/python tests/docker/engine.py .venv/bin/python tests/execute.py notebooks/05-run-the-container.ipynb
+test-faults: setup ; .venv/bin/python tests/faults/apart.py .venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m faults -rP tests/faults
+execute: openvino ; .venv/bin/python tests/execute.py && .venv/bin/python tests/docker/engine.py .venv/bin/python tests/execute.py notebooks/05-run-the-container.ipynb
 docs: setup ; .venv/bin/python -m sphinx -E -q -W --keep-going -n docs docs/_build/html && echo "Open docs/_build/html/index.html"
 links: setup ; .venv/bin/python docs/external_links.py
 # Half an hour, on a quiet machine; what it makes is in benchmarks/RESULTS.md.

@@ -133,7 +133,10 @@ def installed():
 def run(*command):
     """Run a step of the set-up, and end with its name if it fails."""
     if subprocess.run(command, cwd=ROOT).returncode != 0:
-        sys.exit("The set-up stopped at: %s" % " ".join(command))
+        sys.exit(
+            "The set-up stopped at: %s (the reason stands above: mend it, and run make"
+            " again)" % " ".join(command)
+        )
 
 
 def install():

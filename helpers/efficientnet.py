@@ -84,7 +84,10 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self.KNOWN[module, name]
         except KeyError:
-            raise WeightsError(f"{module}.{name} has no place in weights.") from None
+            raise WeightsError(
+                f"{module}.{name} has no place in weights: don't use this file, and"
+                " install the package that it came in anew."
+            ) from None
 
     def persistent_load(self, storage: tuple) -> np.ndarray:
         _, dtype, key, _device, length, _ = storage

@@ -68,6 +68,8 @@ class Server:
     owner: Process  # who started it
     process: Process | None = None
     unpacked: str | None = None  # its Python backend's folder in /tmp
+    stubs: list[Process] = dataclasses.field(default_factory=list)  # once it listened
+    ending: bool = False  # somebody has told it to end
 
     @property
     def folder(self) -> Path:
@@ -79,6 +81,11 @@ class Server:
         part = self.folder / "server.json.part"
         part.write_text(json.dumps(dataclasses.asdict(self)))
         part.replace(self.folder / "server.json")
+
+    def note(self) -> None:
+        """Save the record again, unless it is gone meanwhile or the disk is full."""
+        with contextlib.suppress(OSError):
+            self.write()
 
     def log(self) -> str:
         """Return what the server has written to its log so far."""
@@ -97,6 +104,13 @@ class Server:
     def current(self) -> bool:
         """Return whether a server started now would be of the same program."""
         return True
+
+    def broken(self) -> bool:
+        """Return whether it ends, or a stub of its models has died: it answers no more.
+
+        Triton starts no stub anew, and goes on to say that the model is ready.
+        """
+        return self.ending or not all(map(lives, self.stubs))
 
     def wait(self) -> None:
         """Return when it listens; raise StartError when it ends or takes long."""
@@ -151,12 +165,12 @@ def new_name() -> str:
     return f"triton-{course()}-{secrets.token_hex(4)}"
 
 
-def identity(pid: int) -> Process:
+def identity(pid: int, zombie: bool = False) -> Process:
     """Return what tells a process from a later one with the same number.
 
     The kernel counts a process's start in ticks since boot, which no change of the
     clock moves; other systems than Linux tell the time of the start instead. Raises
-    OSError for a process that is not there, or a zombie.
+    OSError for a process that is not there, or a zombie unless that may be one.
     """
     if not PROC.exists():
         try:
@@ -164,7 +178,7 @@ def identity(pid: int) -> Process:
         except psutil.NoSuchProcess:
             raise ProcessLookupError(pid) from None
     status = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    if status[0] == "Z":
+    if status[0] == "Z" and not zombie:
         raise ProcessLookupError(pid)
     return pid, int(status[19])
 
@@ -242,16 +256,19 @@ def environment() -> dict[str, str]:
 def make_backends(folder: Path) -> Path:
     """Fill a backend directory with the wheel's Python backend and with ours.
 
-    Triton refuses a library that is a link to another folder; the rest may be links.
+    Triton refuses a library that is a link to another folder. The stub is a copy, too,
+    since the wheel's own was found without its rights for others after some servers.
     """
     source = wheel() / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel() / "python_backend_stubs" / version / "triton_python_backend_stub"
     target = folder / "backends" / "python"
     target.mkdir(parents=True)
-    shutil.copyfile(source / "libtriton_python.so", target / "libtriton_python.so")
-    for file in (stub, source / "triton_python_backend_utils.py"):
-        (target / file.name).symlink_to(file)
+    for file in (stub, source / "libtriton_python.so"):
+        shutil.copyfile(file, target / file.name)
+    (target / stub.name).chmod(0o755)
+    utilities = "triton_python_backend_utils.py"
+    (target / utilities).symlink_to(source / utilities)
     for module in (Path(__file__).parent / "backends").glob("*/*.py"):
         link = folder / "backends" / module.parent.name / module.name
         link.parent.mkdir(exist_ok=True)
@@ -265,6 +282,7 @@ def check_stub(backends: Path) -> None:
     answer = subprocess.run([stub], env=environment(), capture_output=True, text=True)
     if answer.returncode == 127:
         missing = answer.stderr.partition("libraries: ")[2].partition(":")[0]
+        missing = missing or "a library"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise StartError(
             f"Triton's Python backend can't start because {missing} is missing: install"
@@ -272,13 +290,22 @@ def check_stub(backends: Path) -> None:
         )
 
 
-def check_spaces(repositories: Sequence[str]) -> None:
-    """Refuse a path that Triton would hand to a shell in two pieces."""
+def check_paths(repositories: Sequence[str]) -> None:
+    """Refuse a path that Triton would hand to a shell in two pieces, or not find.
+
+    Its Python backend opens files by names in ASCII, whatever the locale is.
+    """
     for path in (sys.prefix, tempfile.gettempdir(), *repositories):
         if " " in str(path):
             raise StartError(
                 f"Triton can't work with the space in '{path}': move it to a path"
                 " without one."
+            )
+    for path in (tempfile.gettempdir(), *repositories):
+        if not str(path).isascii():
+            raise StartError(
+                f"Triton's Python backend can't work with the letters of '{path}': move"
+                " it to a path of plain ones, a to z."
             )
 
 
@@ -408,7 +435,7 @@ def launch(
 
     Raises StartError with the reason, as far as the server's log tells it.
     """
-    check_spaces(repositories)
+    check_paths(repositories)
     check_repositories(repositories)
     server = None
     try:
@@ -417,17 +444,31 @@ def launch(
             check_stub(make_backends(server.folder))
             spawn(server)
         wait_until_listening(server)
+        server.stubs = stubs_of(server)
+        server.note()
     except PortLostError:
         end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
             return launch(repositories, flags, shared, attempts - 1)
         raise
     except BaseException as error:
+        stopped = server is not None and not server.folder.exists()
         if server:
             by_itself = isinstance(error, StartError) and not server.alive()
             end(server, by_itself)
+        if isinstance(error, OSError):
+            raise (ended_from_outside() if stopped else not_writable(error)) from None
         raise
     return server
+
+
+def not_writable(error: OSError) -> StartError:
+    """Return what there is to say when a server's own files can't be written."""
+    return StartError(
+        f"Triton did not start, because its files can't be written to {state()}"
+        f" ({error.strerror}): make 10 MB of room there, or name another folder with"
+        " the variable TMPDIR."
+    )
 
 
 def claim(repositories: Sequence[str], flags: Flags, shared: bool) -> Server:
@@ -471,7 +512,7 @@ def spawn(server: Server) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server.process = identity(process.pid)
+    server.process = identity(process.pid, zombie=True)  # it may be over already
     server.write()
     # Without someone who waits for it, an ended server would stay as a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
@@ -495,8 +536,9 @@ def too_slow(log: str) -> StartError:
     """Return what there is to say when the wait is over."""
     last = messages(log)[-1:] or ["nothing"]
     return StartError(
-        f"Triton is not ready after {START_TIMEOUT_S} s; its log's last word is:"
-        f" {last[0]}"
+        f"Triton was not ready after {START_TIMEOUT_S} s, and was ended; its log's last"
+        f" word is: {last[0].rstrip('.')}. See what that waits for, or give it less to"
+        " load."
     )
 
 
@@ -515,6 +557,13 @@ def messages(log: str, severity: str = "EWI") -> list[str]:
 
 def failure(log: str) -> StartError:
     """Return why the server ended, in the words of its log, with the cure."""
+    if "Unable to create secure server" in log:  # which Triton takes for a taken port
+        reason = re.findall(r" ssl_transport_security\S+ +(.+)\.$", log, re.MULTILINE)
+        return StartError(
+            f"Triton did not start, because gRPC can't use what it was given for TLS:"
+            f" {(reason or ['see the log'])[0]}. Check that --grpc-server-cert and"
+            " --grpc-server-key name files that are there and belong together."
+        )
     if taken := re.search(r"Socket '(\S+)' already in use", log):
         return PortLostError(
             f"Triton did not start, because somebody else took {taken[1]} meanwhile:"
@@ -527,6 +576,12 @@ def failure(log: str) -> StartError:
         )
     if flag := re.search(r'Bad option: "(.+)"\.\n(.+)', log):
         return StartError(f"Triton did not start: {flag[2]} ({flag[1]}).")
+    if re.search("initialize shared memory.* No space left on device", log):
+        return StartError(
+            "Triton did not start, because there is no room in /dev/shm, of which each"
+            " instance of a model takes 1 MB: end what fills it, or give a container"
+            " more with --shm-size=1g."
+        )
     syntax = re.findall(r"Error parsing text-format \S+: (.+)", log)
     model = [
         message.splitlines()[0]
@@ -539,8 +594,18 @@ def failure(log: str) -> StartError:
             f"Triton did not start, because a model did not load: {reason}. Mend it and"
             " start again, or pass exit_on_error=False to serve the others without it."
         )
-    last = log.strip().splitlines()[-1:] or ["its log is empty"]
-    return StartError(f"Triton did not start; its log ends with: {last[0]}")
+    last = log.strip().rpartition("\n")[2]
+    if not last or re.match(r"I\d{4} ", last):  # at its work, with no word of an end
+        return ended_from_outside()
+    return StartError(f"Triton did not start; its log ends with: {last}")
+
+
+def ended_from_outside() -> StartError:
+    """Return what there is to say of a server that somebody else has ended."""
+    return StartError(
+        "Triton was ended while it started, by another kernel or for want of memory:"
+        " start it again."
+    )
 
 
 # --- End ---------------------------------------------------------------------------
@@ -554,6 +619,8 @@ def end(server: Server, by_itself: bool = False) -> None:
     """
     if server.process and lives(server.process):
         note_unpacked(server)
+        server.ending = True
+        server.note()
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process = psutil.Process(server.process[0])
             process.terminate()
@@ -579,6 +646,14 @@ def clean_up_after(server: Server, by_itself: bool = False) -> None:
         shutil.rmtree(server.folder, ignore_errors=True)
 
 
+def stubs_of(server: Server) -> list[Process]:
+    """Return the processes in which a live server's models run."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        children = psutil.Process(server.process[0]).children()
+        return [identity(child.pid) for child in children]
+    return []
+
+
 def processes_of(server: Server) -> list[psutil.Process]:
     """Return what runs of a server: itself and the stubs of its models."""
     found = []
@@ -602,19 +677,18 @@ def kill_rest(server: Server) -> None:
 
 def note_unpacked(server: Server) -> None:
     """Write into a live server's record which folder in /tmp is its own."""
-    if not server.unpacked and (found := find_unpacked(server)):
+    if not server.unpacked and (found := find_unpacked(server.process[0])):
         server.unpacked = found
-        with contextlib.suppress(FileNotFoundError):  # stopped from elsewhere meanwhile
-            server.write()
+        server.note()
 
 
-def find_unpacked(server: Server) -> str | None:
-    """Return the folder that a live server's Python backend has made in /tmp.
+def find_unpacked(pid: int) -> str | None:
+    """Return the folder that the Python backend of a live tritonserver made in /tmp.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None where there is none, or no right to look.
     """
-    process = Path(f"/proc/{server.process[0]}")
+    process = Path(f"/proc/{pid}")
     with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
         for line in (process / "maps").read_text().splitlines():
             place, access, _, _, file = line.split()[:5]
@@ -632,8 +706,8 @@ def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
     Where its memory was not read, age decides: a folder that is younger than the server
-    and older than every tritonserver alive can belong to no other. With a doubt nothing
-    is removed, and a later sweep tries again.
+    can belong to no other, unless a tritonserver alive is older than the folder and its
+    own is not known. With a doubt nothing is removed, and a later sweep tries again.
     """
     if server.unpacked:
         shutil.rmtree(server.unpacked, ignore_errors=True)
@@ -643,7 +717,11 @@ def remove_unpacked(server: Server) -> bool:
     living = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(OSError):
-            if process.info["name"] == "tritonserver":
+            if process.info["name"] != "tritonserver":
+                continue
+            if known := find_unpacked(process.pid):
+                claimed.add(known)
+            else:
                 living.append(age(identity(process.pid)))
     sure = True
     for folder in TEMPORARY.glob("python_env_*"):

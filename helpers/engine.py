@@ -88,7 +88,10 @@ def explain(said: str) -> StartError:
     for pattern, sentence in CURES:
         if re.search(pattern, said, re.IGNORECASE):
             return StartError(sentence.format(said=last, image=image_name()))
-    return StartError(f"Docker did not start Triton: {last}.")
+    return StartError(
+        f"Docker did not start Triton: {last}. Mend that, or unset TRITON to use the"
+        " embedded server."
+    )
 
 
 def run(*words: str, **options: Any) -> subprocess.CompletedProcess:  # noqa: ANN401

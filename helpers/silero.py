@@ -108,7 +108,10 @@ def read_chunks(recording: Path) -> np.ndarray:
     with wave.open(str(recording)) as file:
         found = file.getframerate(), file.getnchannels(), file.getsampwidth()
         if found != (RATE, 1, 2):
-            raise SileroError(f"{recording} is not at 16 kHz, mono, with 16 bits.")
+            raise SileroError(
+                f"{recording} is not at 16 kHz, mono, with 16 bits: convert it, as with"
+                " `ffmpeg -i IN -ar 16000 -ac 1 -c:a pcm_s16le OUT.wav`."
+            )
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     samples = samples[: len(samples) // CHUNK * CHUNK]
     return samples.reshape(-1, CHUNK).astype(np.float32) / 32768

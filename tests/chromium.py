@@ -54,9 +54,9 @@ def browser() -> Iterator[Browser]:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Leave a picture of the whole page."""
+    """Leave a picture of the whole page: as JPEG, which takes half the time of PNG."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=Path(SCREENSHOTS, f"{name}.png"), full_page=True)
+    page.screenshot(path=Path(SCREENSHOTS, f"{name}.jpg"), full_page=True, quality=80)
 
 
 __all__ = ["SCREENSHOTS", "CannotRunError", "browser", "shoot"]

@@ -6,7 +6,9 @@ running is neither used nor ended.
 
 import contextlib
 import os
+import random
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -16,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
 import tritonclient.http as httpclient
-from course import ON_DOCKER
+from course import ON_DOCKER, cells, solutions, tags
 from nbval.plugin import IPyNbCell
 from xdist.scheduler import LoadScopeScheduling
 
@@ -36,11 +39,30 @@ def pytest_configure() -> None:
     parent = os.environ["TMPDIR"] if "PYTEST_XDIST_WORKER" in os.environ else "/tmp"
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-", dir=parent)
     tempfile.tempdir = None
+    os.environ.setdefault("SEED", str(secrets.randbelow(2**32)))
+
+
+def pytest_report_header() -> str:
+    return f"SEED={os.environ['SEED']} (say it before make, and the same is drawn)"
+
+
+def sized(short: int, long: int) -> pytest.MarkDecorator:
+    """Run a test with a small `count` in `make test`, a large in `make test-faults`."""
+    large = pytest.param(long, marks=pytest.mark.faults)
+    return pytest.mark.parametrize("count", [short, large])
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest) -> random.Random:
+    """What a test draws from: the same again with the same SEED."""
+    return random.Random(f"{os.environ['SEED']} {request.node.name}")
 
 
 SLOW_FIRST = (
+    "test_kills",
+    "test_mixed_load",
+    "test_busy_lessons",
     "test_server_life",
-    "are_solved",
     "test_site",
     "test_lab",
     "test_colab",
@@ -52,6 +74,7 @@ SLOW_FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no worker ends long after the others."""
+    items[:] = [each for item in items for each in (item, *solved(item))]
     for item in items:
         if item.path in ON_DOCKER and isinstance(item, IPyNbCell):
             item.add_marker("docker")
@@ -61,6 +84,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return slow[0] if slow else len(SLOW_FIRST)
 
     items.sort(key=rank)
+
+
+# --- Exercises ----------------------------------------------------------------------
+
+
+class SolvedCell(IPyNbCell):
+    """A check once more, after its exercise's solution: now it has to say Right."""
+
+    def runtest(self) -> None:
+        super().runtest()
+        printed = "".join(output.get("text", "") for output in self.test_outputs)
+        assert re.search(r"^Right", printed, re.MULTILINE), printed
+
+
+def solved(item: pytest.Item) -> Iterator[SolvedCell]:
+    """Yield what follows an exercise's check, as it follows in a learner's kernel."""
+    if not isinstance(item, IPyNbCell) or "check" not in tags(item.cell):
+        return
+    checks = [c for c in cells(item.parent.nb, "code") if "check" in tags(c)]
+    solution = solutions(item.parent.nb)[checks.index(item.cell)]
+    cell = nbformat.v4.new_code_cell(f"{solution}\n{item.cell.source}")
+    yield SolvedCell.from_parent(
+        item.parent,
+        name=f"{item.name} solved",
+        cell_num=item.cell_num,
+        cell=cell,
+        options=item.options,
+    )
 
 
 # --- Lessons on a server elsewhere, with KEEP_TRITON=1 ------------------------------
@@ -225,12 +276,20 @@ def no_server() -> Iterator[None]:
 
 
 def traces() -> set[str]:
-    """Return all that the servers of this test process could leave on the machine."""
+    """Return all that the servers of this test process could leave on the machine.
+
+    The record of a dead server may wait until one that is older ends; see embedded.end.
+    """
     ours = embedded.new_name()[:-8]
-    found = {str(path) for path in embedded.SHM.glob(f"{ours}*")}
-    found |= {str(path) for path in embedded.state().glob("*")}
+    records = embedded.records()
+    waiting = {r.folder for r in records if not r.alive() and not r.unpacked}
+    within = [*embedded.state().glob("*")]
+    found = {*embedded.SHM.glob(f"{ours}*"), *within} - waiting
+    found |= {*embedded.state().parent.glob("triton-*")}
+    if within:
+        found.discard(embedded.state())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(embedded.TOKEN, "").startswith(ours):
                 found.add(f"process {process.pid}")
-    return found | {str(path) for path in embedded.state().parent.glob("triton-*")}
+    return set(map(str, found))

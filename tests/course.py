@@ -41,14 +41,6 @@ def solutions(notebook: nbformat.NotebookNode) -> list[str]:
     return re.findall(pattern, prose, re.DOTALL)
 
 
-def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Put each solution where its exercise is."""
-    exercises = [cell for cell in notebook.cells if "exercise" in tags(cell)]
-    for cell, solution in zip(exercises, solutions(notebook), strict=True):
-        cell.source = solution
-    return notebook
-
-
 OPENING = """from pathlib import Path
 
 if not Path("../helpers").exists():  # alone, as on Colab: fetch the course

@@ -320,7 +320,7 @@ BAD: dict[str, tuple[bytes | None, str, str]] = {
     "openvino": (
         models.identity(),
         xy(accelerator("cpu", "openvino")),
-        "cpu_execution_accelerator 'openvino' cannot be honoured on a CPU instance",
+        "'openvino' is asked for, but onnxruntime has no OpenVINOExecutionProvider",
     ),
     "decoupled": (
         models.identity(),

@@ -72,7 +72,10 @@ SAID = [
         " initialization error: nvml error: driver not loaded: unknown.",
         "could not give the container a GPU",
     ),
-    ("docker: Error response from daemon: Conflict.", "Docker did not start Triton"),
+    (
+        "docker: Error response from daemon: Conflict.",
+        "Conflict. Mend that, or unset TRITON",
+    ),
 ]
 
 

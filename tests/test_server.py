@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -228,9 +229,23 @@ def test_an_unknown_flag_is_refused(echo_repository):
     )
 
 
-def test_a_bad_value_of_a_flag_is_refused(echo_repository):
+@pytest.mark.parametrize("pause", [0, 0.5], ids=["", "over before it was looked at"])
+def test_a_bad_value_of_a_flag_is_refused(echo_repository, monkeypatch, pause):
+    def look_late(*arguments, **options):
+        time.sleep(pause)
+        return identity(*arguments, **options)
+
+    identity = embedded.identity
+    monkeypatch.setattr(embedded, "identity", look_late)
     sentence = refusal(echo_repository, model_control_mode="sometimes")
     assert "invalid argument for --model-control-mode" in sentence
+
+
+def test_a_missing_certificate_is_not_taken_for_a_taken_port(echo_repository):
+    flags = {"grpc_use_ssl": True, "grpc_server_cert": "/no/such.crt"}
+    sentence = refusal(echo_repository, **flags, grpc_server_key="/no/such.key")
+    assert "can't use what it was given for TLS: Invalid cert chain file." in sentence
+    assert "--grpc-server-cert and --grpc-server-key" in sentence
 
 
 def test_a_missing_libpython_is_refused_not_waited_for(
@@ -243,6 +258,28 @@ def test_a_missing_libpython_is_refused_not_waited_for(
     sentence = refusal(echo_repository)
     assert sentence.startswith("Triton's Python backend can't start because")
     assert "apt install libpython3." in sentence
+
+
+def test_a_server_that_ends_without_an_error_was_ended_by_something():
+    log = 'I1122 19:01:59.439697 22104 server.cc:305] "Waiting for requests."\n'
+    for said in (log, ""):
+        sentence = str(embedded.failure(said))
+        assert "was ended while it started" in sentence
+        assert "want of memory: start it again" in sentence
+
+
+def test_a_servers_stub_is_a_copy_that_anybody_may_run(tmp_path):
+    stub = embedded.make_backends(tmp_path) / "python" / "triton_python_backend_stub"
+    assert not stub.is_symlink()
+    assert stub.stat().st_nlink == 1
+    assert stub.stat().st_mode & 0o555 == 0o555
+
+
+def test_a_server_that_takes_too_long_is_ended_and_says_what_it_waits_for():
+    sentence = str(
+        embedded.too_slow('I1122 19:01:59.4 22104 x.cc:1] "loading: slow:1"')
+    )
+    assert "was ended; its log's last word is: loading: slow:1. See what" in sentence
 
 
 @pytest.mark.parametrize(

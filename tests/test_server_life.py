@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -93,13 +92,6 @@ server.end()
     assert "" not in ports
 
 
-def test_kernels_that_connect_at_once_share_one_server():
-    kernels = [python(CONNECT) for _ in range(4)]
-    found = {kernel.communicate()[0].split()[-1] for kernel in kernels}
-    assert len(found) == 1
-    assert len(embedded.records()) == 1
-
-
 def test_a_server_outlives_its_kernel_and_is_found_and_stopped_from_another():
     first = python(CONNECT).communicate()[0].split()[-1]
     found = server.connect()
@@ -119,6 +111,27 @@ def test_connect_finds_a_server_that_was_killed_gone_and_starts_another():
         assert client.is_model_ready("simple")
 
 
+def test_connect_replaces_a_server_whose_stub_was_killed():
+    broken = server.connect()
+    stubs = process_of(broken).children()
+    stubs[0].kill()
+    assert wait_for(lambda: stubs[0].status() == psutil.STATUS_ZOMBIE)
+    triton = server.connect()
+    assert not broken._process.alive()
+    with httpclient.InferenceServerClient(triton.http) as client:
+        assert client.is_model_ready("simple")
+    assert len(server.all_records()) == 1
+
+
+def test_connect_waits_for_the_end_of_a_server_that_another_kernel_ends():
+    ending = server.connect()
+    ending._process.ending = True
+    ending._process.note()
+    triton = server.connect()
+    assert not ending._process.alive()
+    assert triton._process.alive()
+
+
 def test_the_tutorials_server_needs_less_than_300_mb():
     triton = server.connect()
     processes = embedded.processes_of(triton._process)
@@ -126,6 +139,7 @@ def test_the_tutorials_server_needs_less_than_300_mb():
     assert sum(process.memory_full_info().pss for process in processes) < 300e6
 
 
+@pytest.mark.alone  # since it is asked how long it takes
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
     echo_repository, sent
@@ -171,6 +185,28 @@ def test_an_interrupted_start_leaves_nothing(echo_repository, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         server.start(echo_repository, **QUICK)
     assert traces() == before
+
+
+@pytest.mark.parametrize("words", [0, 1], ids=["at once", "at its work"])
+def test_a_server_killed_while_it_starts_is_said_to_be(
+    words, echo_repository, monkeypatch
+):
+    def spawn_and_kill(record: embedded.Server) -> None:
+        spawn(record)
+        assert wait_for(lambda: len(record.log()) >= words)
+        os.kill(record.process[0], signal.SIGKILL)
+
+    spawn = embedded.spawn
+    monkeypatch.setattr(embedded, "spawn", spawn_and_kill)
+    with pytest.raises(server.StartError, match="was ended while it started"):
+        server.start(echo_repository, **QUICK)
+
+
+def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkeypatch):
+    monkeypatch.setattr(embedded, "check_stub", lambda _: server.stop_all())
+    with pytest.raises(server.StartError, match="was ended while it started"):
+        server.start(echo_repository, **QUICK)
+    assert embedded.records() == []
 
 
 # --- Nothing is left --------------------------------------------------------------
@@ -233,15 +269,43 @@ def test_a_kernel_killed_while_it_starts_leaves_nothing_for_long(echo_repository
     kernel.kill()
     kernel.wait()
     server.stop_all()
-    assert traces() == before
+    # Killed between fork and exec, it can't be told from others: it ends by itself.
+    assert wait_for(lambda: traces() == before)
 
 
-def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
+def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
+    echo_repository, monkeypatch
+):
+    with server.start(echo_repository, id="older", **QUICK) as older:
+        flags = {"model_control_mode": "explicit", **QUICK}
+        younger = server.start(echo_repository, **flags)
+        with httpclient.InferenceServerClient(younger.http) as client:
+            client.load_model("echo")
+        folder = embedded.find_unpacked(process_of(younger).pid)
+        assert younger._process.unpacked is None  # it had no Python model at its start
+        # Of servers of others, which may be older too, nothing is known.
+        ours, every = [process_of(older), process_of(younger)], psutil.process_iter
+        monkeypatch.setattr(
+            psutil,
+            "process_iter",
+            lambda *names: (p for p in every(*names) if p in ours),
+        )
+        process_of(younger).kill()
+        younger.stop()
+        assert not Path(folder).exists()
+
+
+def test_a_sweep_leaves_what_belongs_to_others_alone(
+    echo_repository, tmp_path, monkeypatch
+):
+    # A folder of its own, since what nobody has goes with another worker's sweep.
+    monkeypatch.setattr(embedded, "TEMPORARY", tmp_path)
     theirs = [
         embedded.SHM / "triton_python_backend_shm_region_of_somebody_else",
-        Path(tempfile.mkdtemp(prefix="python_env_", dir=embedded.TEMPORARY)),
+        tmp_path / "python_env_theirs",
     ]
     theirs[0].touch()
+    theirs[1].mkdir()
     try:
         killed = server.start(echo_repository, **QUICK)
         process_of(killed).kill()
@@ -249,4 +313,3 @@ def test_a_sweep_leaves_what_belongs_to_others_alone(echo_repository):
         assert all(path.exists() for path in theirs)
     finally:
         theirs[0].unlink()
-        theirs[1].rmdir()

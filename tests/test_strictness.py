@@ -1,6 +1,7 @@
 """The comparison of outputs is strict, and the exercises can be solved."""
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import sys
 import course
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 COMPARED = ("text", "evalue", "text/plain")
@@ -85,15 +85,30 @@ def test_nbval_goes_red_when_one_character_is_changed(lesson):
     assert "Cell outputs differ" in answer.stdout
 
 
-def test_its_exercises_are_solved_by_their_solutions(lesson):
-    notebook = course.solve(course.read(lesson))
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(
-        cwd=str(lesson.parent)
+@pytest.mark.parametrize(
+    ("solution", "result"), [("x = 3", "3 passed"), ("x = 2", "1 failed")]
+)
+def test_a_solution_that_solves_nothing_is_found(solution, result, tmp_path):
+    check = "print('Right' if x == 3 else 'Not yet')"
+    prose = f"<summary>Solution</summary>\n\n```python\n{solution}\n```"
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["exercise"]}),
+            nbformat.v4.new_code_cell(check, metadata={"tags": ["check"]}),
+            nbformat.v4.new_markdown_cell(prose),
+        ]
     )
-    for cell in notebook.cells:
-        if "check" in course.tags(cell):
-            printed = "".join(output.get("text", "") for output in cell.outputs)
-            assert re.search(r"^Right", printed, re.MULTILINE), printed
+    lesson = tmp_path / "exercise.ipynb"
+    nbformat.write(notebook, lesson)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    answer = subprocess.run(
+        [*command, "-p", "conftest", "-c", "pyproject.toml", lesson],
+        cwd=course.ROOT,
+        env={**os.environ, "PYTHONPATH": "tests"},
+        capture_output=True,
+        text=True,
+    )
+    assert result in answer.stdout.splitlines()[-1], answer.stdout
 
 
 def test_an_unsolved_exercise_is_not_taken_for_right(lesson):

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -98,6 +99,38 @@ def test_the_quickstarts_own_words_bring_up_a_server_that_answers(echo_repositor
     finally:
         engine.docker("rm", "--force", "quickstart")
         shell.communicate()
+
+
+def test_an_ordinary_user_without_privileges_can_serve(tmp_path):
+    # The flags that lesson 16 ends with; pytest's own folders are for root alone.
+    models = write_echo(tmp_path / "models")
+    flags = "--user=1000:1000 --cap-drop=ALL --security-opt=no-new-privileges"
+    flags += f" --read-only --tmpfs=/tmp -v{models}:/models:ro --shm-size=1g"
+    ports = embedded.choose_ports({}, set()).values()
+    flags += "".join(
+        f" -p127.0.0.1:{outside}:{inside}"
+        for inside, outside in enumerate(ports, start=8000)
+    )
+    words = ["run", "--detach", "--rm", "--name=ordinary", *flags.split(), IMAGE]
+    engine.docker(*words, "tritonserver", "--model-repository=/models")
+    try:
+        deadline = time.monotonic() + 60
+        while "Metrics Service" not in logs("ordinary") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        ordinary = server.attach("127.0.0.1:" + ",".join(map(str, ports)))
+        assert echo(ordinary) == [0, 1, 2]
+        assert engine.docker("exec", "ordinary", "id", "-u").strip() == "1000"
+        for place in ("/models", "/"):
+            write = ["exec", "ordinary", "touch", f"{place}/file"]
+            with pytest.raises(server.StartError, match="Read-only file system"):
+                engine.docker(*write)
+    finally:
+        engine.docker("rm", "--force", "ordinary")
+
+
+def logs(name):
+    answer = subprocess.run(["docker", "logs", name], capture_output=True, text=True)
+    return answer.stdout + answer.stderr
 
 
 # --- What it promises ---------------------------------------------------------------

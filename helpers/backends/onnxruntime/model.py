@@ -17,12 +17,18 @@ the two; `sharing.py` lets the instances of a model share the processor's cores.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# helpers.openvino names a folder with another build of onnxruntime, which comes first.
+if folder := os.environ.get("TRITON_NOTEBOOKS_ONNXRUNTIME"):
+    sys.path.insert(0, folder)
 
 import numpy as np
 import onnxruntime as ort

@@ -36,6 +36,7 @@ SWITCHES = (
 )
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 # onnxruntime's own words reach the client in a response, or the log as the reason of a
 # failed load: printed a second time they only clutter it.
 SILENT = 4
@@ -132,7 +133,7 @@ def run_options(config: Configuration, providers: Providers) -> ort.RunOptions:
 def execution_providers(
     config: Configuration, args: dict[str, str], available: list[str]
 ) -> Providers:
-    """Choose what computes: on a GPU instance CUDA, else the CPU.
+    """Choose what computes: on a GPU instance CUDA, else OpenVINO or the CPU.
 
     `args` are those of `initialize`, `available` are the providers of onnxruntime.
     """
@@ -142,19 +143,24 @@ def execution_providers(
             cure = f"has no {CUDA}; install onnxruntime-gpu or say KIND_CPU"
             raise config.refusal(f"KIND_GPU is asked for, but onnxruntime {cure}")
         on_gpu = False
-    given: dict[str, str] = {}
+    known = {"gpu_execution_accelerator 'cuda'": CUDA} if on_gpu else {}
+    known |= {} if on_gpu else {"cpu_execution_accelerator 'openvino'": OPENVINO}
+    given: dict[str, dict[str, str]] = {}
     accelerators = config.config["optimization"].get("execution_accelerators", {})
     for kind, listed in accelerators.items():
         for accelerator in listed:
             name = f"{kind} '{accelerator['name']}'"
-            if not (on_gpu and name == "gpu_execution_accelerator 'cuda'"):
+            if name not in known:
                 where = f"a {'GPU' if on_gpu else 'CPU'} instance"
                 raise config.refusal(f"{name} cannot be honoured on {where}")
-            given |= accelerator["parameters"]
-    if not on_gpu:
-        return [(CPU, {})]
-    device = {"device_id": args["model_instance_device_id"]}
-    return [(CUDA, cuda_parameters(config) | given | device), (CPU, {})]
+            if known[name] not in available:
+                lack = f"but onnxruntime has no {known[name]}"
+                raise config.refusal(f"{name} is asked for, {lack}")
+            given[known[name]] = accelerator["parameters"]
+    if on_gpu:
+        device = {"device_id": args["model_instance_device_id"]}
+        given = {CUDA: cuda_parameters(config) | given.get(CUDA, {}) | device}
+    return [*given.items(), (CPU, {})]
 
 
 def cuda_parameters(config: Configuration) -> dict[str, str]:
