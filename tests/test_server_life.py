@@ -1,6 +1,7 @@
 """The life of a server: shared, found, replaced, ended, and what is left of it."""
 
 import concurrent.futures
+import functools
 import os
 import signal
 import subprocess
@@ -150,6 +151,8 @@ def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        # A shell's job ignores it, and so do all that such a job starts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     typed, addresses = shell.stdout.readline(), shell.stdout.readline()
     assert typed.startswith("$ tritonserver --")
@@ -200,6 +203,13 @@ def test_a_server_killed_while_it_starts_is_said_to_be(
     monkeypatch.setattr(embedded, "spawn", spawn_and_kill)
     with pytest.raises(server.StartError, match="was ended while it started"):
         server.start(echo_repository, **QUICK)
+
+
+def test_a_log_whose_last_word_is_that_there_is_no_gpu_tells_no_reason():
+    log = """I1122 22:37:37.5 7623 server.cc:604] "Backends are listed here"
+E1122 22:37:37.6 7623 server.cc:241] "CudaDriverHelper has not been initialized."
+"""
+    assert "was ended while it started" in str(embedded.failure(log))
 
 
 def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkeypatch):
