@@ -140,7 +140,6 @@ def test_the_tutorials_server_needs_less_than_300_mb():
     assert sum(process.memory_full_info().pss for process in processes) < 300e6
 
 
-@pytest.mark.alone  # since it is asked how long it takes
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
     echo_repository, sent
