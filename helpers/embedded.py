@@ -40,7 +40,9 @@ EXIT_TIMEOUT_S = 3
 METRICS_INTERVAL_MS = 200  # an end waits for the next of these; the default is 2000
 SHM = Path("/dev/shm")
 PROC = Path("/proc")
-TEMPORARY = Path("/tmp")  # where Triton's Python backend unpacks, whatever TMPDIR says
+TEMPORARY = Path("/tmp")  # whatever TMPDIR says, Triton makes its own folders here:
+UNPACKED = "python_env_"  # what its Python backend unpacks; it goes at an orderly end
+SENT = "folder"  # files of a model that a client sent; it stays when the server ends
 
 Process = tuple[int, int]  # process id, and its start in ticks since boot
 Flags = dict[str, list[str]]
@@ -618,8 +620,10 @@ def end(server: Server, by_itself: bool = False) -> None:
     The record of one that was killed stays until its folder in /tmp is surely gone; of
     one that ended `by_itself` nothing more is to be found out, so its record goes now.
     """
+    sent = []
     if server.process and lives(server.process):
         note_unpacked(server)
+        sent = folders_of(server.process[0], SENT) or []
         server.ending = True
         server.note()
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
@@ -629,6 +633,8 @@ def end(server: Server, by_itself: bool = False) -> None:
             by_itself = True
     with bootstrap.alone(state()):
         clean_up_after(server, by_itself)
+        for folder in sent:
+            shutil.rmtree(folder, ignore_errors=True)
         sweep()
         remove_if_empty(state())
 
@@ -684,60 +690,81 @@ def note_unpacked(server: Server) -> None:
 
 
 def find_unpacked(pid: int) -> str | None:
-    """Return the folder that the Python backend of a live tritonserver made in /tmp.
+    """Return the folder that the Python backend of a live tritonserver made in /tmp."""
+    return next(iter(folders_of(pid, UNPACKED) or []), None)
+
+
+def folders_of(pid: int, prefix: str) -> list[str] | None:
+    """Return the folders in /tmp, of this prefix, that a live tritonserver has made.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
-    is killed leaves it behind. Returns None where there is none, or no right to look.
+    is killed leaves it behind. Returns None without the right to look.
     """
-    process = Path(f"/proc/{pid}")
-    with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
-        for line in (process / "maps").read_text().splitlines():
-            place, access, _, _, file = line.split()[:5]
-            start, end = (int(number, 16) for number in place.split("-"))
-            # It is in the allocator's small regions, not in threads' stacks of 8 MB.
-            if access.startswith("rw") and file == "0" and end - start < 2**23:
-                memory.seek(start)
-                found = re.search(rb"/tmp/python_env_\w{6}", memory.read(end - start))
-                if found and Path(found[0].decode()).is_dir():
-                    return found[0].decode()
-    return None
+    process, found = Path(f"/proc/{pid}"), set()
+    pattern = rf"/tmp/{prefix}\w{{6}}".encode()
+    try:
+        with (process / "mem").open("rb", 0) as memory:
+            for line in (process / "maps").read_text().splitlines():
+                place, access, _, _, file = line.split()[:5]
+                start, end = (int(number, 16) for number in place.split("-"))
+                # In the allocator's small regions, not in threads' stacks of 8 MB.
+                if access.startswith("rw") and file == "0" and end - start < 2**23:
+                    memory.seek(start)
+                    found.update(re.findall(pattern, memory.read(end - start)))
+    except OSError:
+        return None
+    return [path for path in map(bytes.decode, sorted(found)) if Path(path).is_dir()]
 
 
 def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
     Where its memory was not read, age decides: a folder that is younger than the server
-    can belong to no other, unless a tritonserver alive is older than the folder and its
-    own is not known. With a doubt nothing is removed, and a later sweep tries again.
+    can belong to no other, unless it is a living one's. Where a living one's memory may
+    not be read, nothing is removed, and a later sweep tries again.
     """
     if server.unpacked:
         shutil.rmtree(server.unpacked, ignore_errors=True)
-    if server.unpacked or not server.process:
+    if not server.process:
+        return True
+    found = [
+        folder
+        for prefix in (UNPACKED, SENT)
+        for folder in TEMPORARY.glob(f"{prefix}??????")
+        if left_by(server, folder)
+    ]
+    if not found:
         return True
     claimed = {other.unpacked for other in records()}
-    living = []
     for process in psutil.process_iter(["name"]):
-        with contextlib.suppress(OSError):
-            if process.info["name"] != "tritonserver":
-                continue
-            if known := find_unpacked(process.pid):
-                claimed.add(known)
-            else:
-                living.append(age(identity(process.pid)))
-    sure = True
-    for folder in TEMPORARY.glob("python_env_*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = folder.stat()
-            folder_age = time.time() - status.st_mtime
-            if status.st_uid != os.getuid() or folder_age > age(server.process) - 0.01:
-                continue
-            if str(folder) in claimed:
-                continue
-            if any(server_age > folder_age - 0.1 for server_age in living):
-                sure = False
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-    return sure
+        if process.info["name"] != "tritonserver" or not runs(process.pid):
+            continue
+        for prefix in (UNPACKED, SENT):
+            theirs = folders_of(process.pid, prefix)
+            if theirs is None:
+                return bool(server.unpacked)
+            claimed.update(theirs)
+    for folder in found:
+        if str(folder) not in claimed:
+            shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is there, and no zombie."""
+    with contextlib.suppress(OSError):
+        return bool(identity(pid))
+    return False
+
+
+def left_by(server: Server, folder: Path) -> bool:
+    """Return whether a folder in /tmp can be what a dead server made there."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        younger = time.time() - status.st_mtime < age(server.process) - 0.01
+        triton = folder.name.startswith(UNPACKED) or (folder / "config.pbtxt").exists()
+        return younger and triton and status.st_uid == os.getuid()
+    return False
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -302,6 +303,30 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         process_of(younger).kill()
         younger.stop()
         assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_files_that_a_client_sent_go_with_the_server(echo_repository, killed):
+    def folders(triton: server.Triton) -> list[str]:
+        return embedded.folders_of(process_of(triton).pid, embedded.SENT)
+
+    flags = {"model_control_mode": "explicit", "load_model": "echo", **QUICK}
+    theirs, ours = (
+        server.start(echo_repository, **flags, id=name) for name in ("theirs", "ours")
+    )
+    files = {"file:1/model.py": (echo_repository / "echo/1/model.py").read_bytes()}
+    for triton in (theirs, ours):
+        with httpclient.InferenceServerClient(triton.http) as client:
+            config = client.get_model_config("echo") | {"name": "sent"}
+            client.load_model("sent", config=json.dumps(config), files=files)
+    [kept], [gone] = folders(theirs), folders(ours)
+    if killed:
+        process_of(ours).kill()
+        assert wait_for(lambda: not ours._process.alive())
+    ours.stop()
+    assert (Path(kept).exists(), Path(gone).exists()) == (True, False)
+    theirs.stop()
+    assert not Path(kept).exists()
 
 
 def test_a_sweep_leaves_what_belongs_to_others_alone(
