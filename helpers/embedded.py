@@ -42,7 +42,7 @@ SHM = Path("/dev/shm")
 PROC = Path("/proc")
 TEMPORARY = Path("/tmp")  # whatever TMPDIR says, Triton makes its own folders here:
 UNPACKED = "python_env_"  # what its Python backend unpacks; it goes at an orderly end
-SENT = "folder"  # files of a model that a client sent; it stays when the server ends
+SENT = "folder"  # files of a model that a client sent; they go with its unload
 
 Process = tuple[int, int]  # process id, and its start in ticks since boot
 Flags = dict[str, list[str]]
@@ -694,14 +694,14 @@ def find_unpacked(pid: int) -> str | None:
     return next(iter(folders_of(pid, UNPACKED) or []), None)
 
 
-def folders_of(pid: int, prefix: str) -> list[str] | None:
-    """Return the folders in /tmp, of this prefix, that a live tritonserver has made.
+def folders_of(pid: int, *prefixes: str) -> list[str] | None:
+    """Return the folders in /tmp, of these prefixes, that a live tritonserver has made.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None without the right to look.
     """
     process, found = Path(f"/proc/{pid}"), set()
-    pattern = rf"/tmp/{prefix}\w{{6}}".encode()
+    pattern = rf"/tmp/(?:{'|'.join(prefixes)})\w{{6}}".encode()
     try:
         with (process / "mem").open("rb", 0) as memory:
             for line in (process / "maps").read_text().splitlines():
@@ -736,25 +736,18 @@ def remove_unpacked(server: Server) -> bool:
     if not found:
         return True
     claimed = {other.unpacked for other in records()}
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] != "tritonserver" or not runs(process.pid):
+    for process in psutil.process_iter(["name", "status"]):
+        zombie = process.info["status"] == psutil.STATUS_ZOMBIE
+        if process.info["name"] != "tritonserver" or zombie:
             continue
-        for prefix in (UNPACKED, SENT):
-            theirs = folders_of(process.pid, prefix)
-            if theirs is None:
-                return bool(server.unpacked)
-            claimed.update(theirs)
+        theirs = folders_of(process.pid, UNPACKED, SENT)
+        if theirs is None:
+            return bool(server.unpacked)
+        claimed.update(theirs)
     for folder in found:
         if str(folder) not in claimed:
             shutil.rmtree(folder, ignore_errors=True)
     return True
-
-
-def runs(pid: int) -> bool:
-    """Return whether a process is there, and no zombie."""
-    with contextlib.suppress(OSError):
-        return bool(identity(pid))
-    return False
 
 
 def left_by(server: Server, folder: Path) -> bool:

@@ -205,13 +205,6 @@ def test_a_server_killed_while_it_starts_is_said_to_be(
         server.start(echo_repository, **QUICK)
 
 
-def test_a_log_whose_last_word_is_that_there_is_no_gpu_tells_no_reason():
-    log = """I1122 22:37:37.5 7623 server.cc:604] "Backends are listed here"
-E1122 22:37:37.6 7623 server.cc:241] "CudaDriverHelper has not been initialized."
-"""
-    assert "was ended while it started" in str(embedded.failure(log))
-
-
 def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkeypatch):
     monkeypatch.setattr(embedded, "check_stub", lambda _: server.stop_all())
     with pytest.raises(server.StartError, match="was ended while it started"):
