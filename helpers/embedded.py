@@ -36,6 +36,7 @@ HOST = "127.0.0.1"
 PROTOCOLS = ("http", "grpc", "metrics")
 FIRST_PORTS = range(8000, 9000, 10)
 START_TIMEOUT_S = 180
+STUB_TIMEOUT_S = 10  # far longer than Triton waits for the end of a sound stub
 EXIT_TIMEOUT_S = 3
 METRICS_INTERVAL_MS = 200  # an end waits for the next of these; the default is 2000
 SHM = Path("/dev/shm")
@@ -115,8 +116,12 @@ class Server:
         return self.ending or not all(map(lives, self.stubs))
 
     def wait(self) -> None:
-        """Return when it listens; raise StartError when it ends or takes long."""
-        wait_until_listening(self)
+        """Return when it listens; end it and raise StartError if it never will."""
+        try:
+            wait_until_listening(self)
+        except StartError:
+            self.end()
+            raise
 
     def print_log(self) -> None:
         """Write its log to stderr until it ends."""
@@ -453,6 +458,11 @@ def launch(
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
             return launch(repositories, flags, shared, attempts - 1)
         raise
+    except StubLostError:
+        end(server)
+        if attempts > 1:
+            return launch(repositories, flags, shared, attempts - 1)
+        raise
     except BaseException as error:
         stopped = server is not None and not server.folder.exists()
         if server:
@@ -523,7 +533,7 @@ def spawn(server: Server) -> None:
 def wait_until_listening(server: Server) -> None:
     """Return when this server listens; raise StartError when it ends or takes long."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    listening = False
+    listening, looks, lost = False, 0, {}
     while not listening:
         listening = server.listening()
         note_unpacked(server)
@@ -531,7 +541,44 @@ def wait_until_listening(server: Server) -> None:
             raise failure(server.log())
         if time.monotonic() > deadline:
             raise too_slow(server.log())
+        looks += 1
+        if looks % 50 == 0:
+            now = time.monotonic()
+            lost = {one: lost.get(one, now) for one in waits_for(server.process[0])}
+            if any(now - since > STUB_TIMEOUT_S for since in lost.values()):
+                raise StubLostError()
         time.sleep(0.02)
+
+
+class StubLostError(StartError):
+    """Triton waits for a stub that will never do what it waits for, or ended of it.
+
+    A stub that dies before its first word stays as a zombie, and Triton waits for that
+    word. One that is held up for two seconds counts as dead, and Triton waits for its
+    end if it was in its model's `initialize`: both as long as Triton lives. If it was
+    in an import, Triton ends with a lock_exception.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Triton did not start, because the process of a model was killed or held up"
+            " for seconds as it loaded, which Triton does not get over: start it again"
+            " when the machine has more to spare."
+        )
+
+
+def waits_for(pid: int) -> list[int]:
+    """Return the zombies among a server's children, and those of its threads that wait
+    for the end of a child; a sound server has each for a moment only."""
+    found = []
+    with contextlib.suppress(psutil.Error, OSError):
+        for child in psutil.Process(pid).children():
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.append(child.pid)
+        for thread in (PROC / str(pid) / "task").iterdir():
+            if (thread / "wchan").read_text() == "do_wait":
+                found.append(int(thread.name))
+    return found
 
 
 def too_slow(log: str) -> StartError:
@@ -571,6 +618,8 @@ def failure(log: str) -> StartError:
             f"Triton did not start, because somebody else took {taken[1]} meanwhile:"
             " ask for another port, or for none and get a free one."
         )
+    if "boost::interprocess::lock_exception" in log:
+        return StubLostError()
     if flag := re.search(r"unrecognized option '([^'=]+)", log):
         return StartError(
             f"Triton has no flag {flag[1]}: `python -m helpers.server --help` lists"

@@ -12,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 import tritonclient.http as httpclient
-from conftest import QUICK, echo, process_of, python, traces, wait_for
+from conftest import (
+    QUICK,
+    echo,
+    process_of,
+    python,
+    traces,
+    wait_for,
+    write_echo,
+)
 
 from helpers import embedded, server
 
@@ -210,6 +218,63 @@ def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkey
     with pytest.raises(server.StartError, match="was ended while it started"):
         server.start(echo_repository, **QUICK)
     assert embedded.records() == []
+
+
+# A stub that is killed before its first word to Triton, and a model that holds up its
+# own. The file says that it has been done, so that the next start is a sound one.
+KILLED = """#!/bin/sh
+[ $# = 0 ] && exit 1
+[ -e {done} ] || {{ {touch} {done}; kill -9 $$; }}
+exec $6/triton_python_backend_stub "$@"
+"""
+HELD_UP = """
+import os, signal, subprocess
+
+def hold_up(*_):
+    if not os.path.exists("{done}"):
+        subprocess.run(["{touch}", "{done}"])
+        subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {{os.getpid()}}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+{when}
+"""
+WHEN = {
+    "held up in an import": "hold_up()",
+    "held up in initialize": "TritonPythonModel.initialize = hold_up",
+}
+
+
+def losing_a_stub(repository: Path, how: str, touch: str = "touch") -> Path:
+    """Make a model lose its stub as it loads, and return the model repository."""
+    words = {"done": repository / "done", "touch": touch}
+    if how == "killed at once":
+        stub = repository / "echo" / "triton_python_backend_stub"
+        stub.write_text(KILLED.format(**words))
+        stub.chmod(0o755)
+    else:
+        with (repository / "echo" / "1" / "model.py").open("a") as model:
+            model.write(HELD_UP.format(**words, when=WHEN[how]))
+    return repository
+
+
+@pytest.mark.parametrize("how", ["killed at once", *WHEN])
+def test_a_start_whose_stub_is_lost_is_done_again(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
+    repository = losing_a_stub(write_echo(tmp_path / "models"), how)
+    with server.start(repository, **QUICK) as triton:
+        assert (repository / "done").exists()
+        assert echo(triton) == [0, 1, 2]
+
+
+def test_a_stub_that_is_lost_each_time_is_said_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
+    repository = losing_a_stub(
+        write_echo(tmp_path / "models"), "killed at once", "true"
+    )
+    before = traces()
+    with pytest.raises(server.StartError, match="of a model was killed or held up"):
+        server.start(repository, **QUICK)
+    assert traces() == before
 
 
 # --- Nothing is left --------------------------------------------------------------
