@@ -1,6 +1,9 @@
 .PHONY: setup lab openvino test test-docker test-faults execute docs links bench bench-growth lock
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do command -v $$p && break; done)
 
+# Packages come uncompiled: what is imported once is compiled then, for good.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: ; @"$(or $(PYTHON),$(error Install Python 3.10, 3.11 or 3.12, for example with `apt install python3 python3-venv`))" helpers/bootstrap.py
 lab: setup ; JUPYTER_CONFIG_PATH=.jupyter .venv/bin/python -m jupyterlab README.md
 # OpenVINO's build, which lesson 14 would fetch, and say so where the page says nothing.

@@ -36,11 +36,14 @@ HOST = "127.0.0.1"
 PROTOCOLS = ("http", "grpc", "metrics")
 FIRST_PORTS = range(8000, 9000, 10)
 START_TIMEOUT_S = 180
+STUB_TIMEOUT_S = 10  # far longer than Triton waits for the end of a sound stub
 EXIT_TIMEOUT_S = 3
 METRICS_INTERVAL_MS = 200  # an end waits for the next of these; the default is 2000
 SHM = Path("/dev/shm")
 PROC = Path("/proc")
-TEMPORARY = Path("/tmp")  # where Triton's Python backend unpacks, whatever TMPDIR says
+TEMPORARY = Path("/tmp")  # whatever TMPDIR says, Triton makes its own folders here:
+UNPACKED = "python_env_"  # what its Python backend unpacks; it goes at an orderly end
+SENT = "folder"  # files of a model that a client sent; they go with its unload
 
 Process = tuple[int, int]  # process id, and its start in ticks since boot
 Flags = dict[str, list[str]]
@@ -113,8 +116,12 @@ class Server:
         return self.ending or not all(map(lives, self.stubs))
 
     def wait(self) -> None:
-        """Return when it listens; raise StartError when it ends or takes long."""
-        wait_until_listening(self)
+        """Return when it listens; end it and raise StartError if it never will."""
+        try:
+            wait_until_listening(self)
+        except StartError:
+            self.end()
+            raise
 
     def print_log(self) -> None:
         """Write its log to stderr until it ends."""
@@ -451,6 +458,11 @@ def launch(
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
             return launch(repositories, flags, shared, attempts - 1)
         raise
+    except StubLostError:
+        end(server)
+        if attempts > 1:
+            return launch(repositories, flags, shared, attempts - 1)
+        raise
     except BaseException as error:
         stopped = server is not None and not server.folder.exists()
         if server:
@@ -521,7 +533,7 @@ def spawn(server: Server) -> None:
 def wait_until_listening(server: Server) -> None:
     """Return when this server listens; raise StartError when it ends or takes long."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    listening = False
+    listening, looks, lost = False, 0, {}
     while not listening:
         listening = server.listening()
         note_unpacked(server)
@@ -529,7 +541,44 @@ def wait_until_listening(server: Server) -> None:
             raise failure(server.log())
         if time.monotonic() > deadline:
             raise too_slow(server.log())
+        looks += 1
+        if looks % 50 == 0:
+            now = time.monotonic()
+            lost = {one: lost.get(one, now) for one in waits_for(server.process[0])}
+            if any(now - since > STUB_TIMEOUT_S for since in lost.values()):
+                raise StubLostError()
         time.sleep(0.02)
+
+
+class StubLostError(StartError):
+    """Triton waits for a stub that will never do what it waits for, or ended of it.
+
+    A stub that dies before its first word stays as a zombie, and Triton waits for that
+    word. One that is held up for two seconds counts as dead, and Triton waits for its
+    end if it was in its model's `initialize`: both as long as Triton lives. If it was
+    in an import, Triton ends with a lock_exception.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Triton did not start, because the process of a model was killed or held up"
+            " for seconds as it loaded, which Triton does not get over: start it again"
+            " when the machine has more to spare."
+        )
+
+
+def waits_for(pid: int) -> list[int]:
+    """Return the zombies among a server's children, and those of its threads that wait
+    for the end of a child; a sound server has each for a moment only."""
+    found = []
+    with contextlib.suppress(psutil.Error, OSError):
+        for child in psutil.Process(pid).children():
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.append(child.pid)
+        for thread in (PROC / str(pid) / "task").iterdir():
+            if (thread / "wchan").read_text() == "do_wait":
+                found.append(int(thread.name))
+    return found
 
 
 def too_slow(log: str) -> StartError:
@@ -569,6 +618,8 @@ def failure(log: str) -> StartError:
             f"Triton did not start, because somebody else took {taken[1]} meanwhile:"
             " ask for another port, or for none and get a free one."
         )
+    if "boost::interprocess::lock_exception" in log:
+        return StubLostError()
     if flag := re.search(r"unrecognized option '([^'=]+)", log):
         return StartError(
             f"Triton has no flag {flag[1]}: `python -m helpers.server --help` lists"
@@ -595,7 +646,8 @@ def failure(log: str) -> StartError:
             " start again, or pass exit_on_error=False to serve the others without it."
         )
     last = log.strip().rpartition("\n")[2]
-    if not last or re.match(r"I\d{4} ", last):  # at its work, with no word of an end
+    # At its work, with no word of an end; that it has no GPU is none.
+    if not last or re.match(r"I\d{4} |E\d{4} .*CudaDriverHelper", last):
         return ended_from_outside()
     return StartError(f"Triton did not start; its log ends with: {last}")
 
@@ -617,8 +669,10 @@ def end(server: Server, by_itself: bool = False) -> None:
     The record of one that was killed stays until its folder in /tmp is surely gone; of
     one that ended `by_itself` nothing more is to be found out, so its record goes now.
     """
+    sent = []
     if server.process and lives(server.process):
         note_unpacked(server)
+        sent = folders_of(server.process[0], SENT) or []
         server.ending = True
         server.note()
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
@@ -628,6 +682,8 @@ def end(server: Server, by_itself: bool = False) -> None:
             by_itself = True
     with bootstrap.alone(state()):
         clean_up_after(server, by_itself)
+        for folder in sent:
+            shutil.rmtree(folder, ignore_errors=True)
         sweep()
         remove_if_empty(state())
 
@@ -683,60 +739,74 @@ def note_unpacked(server: Server) -> None:
 
 
 def find_unpacked(pid: int) -> str | None:
-    """Return the folder that the Python backend of a live tritonserver made in /tmp.
+    """Return the folder that the Python backend of a live tritonserver made in /tmp."""
+    return next(iter(folders_of(pid, UNPACKED) or []), None)
+
+
+def folders_of(pid: int, *prefixes: str) -> list[str] | None:
+    """Return the folders in /tmp, of these prefixes, that a live tritonserver has made.
 
     Nothing but the server's own memory tells whose such a folder is, and a server that
-    is killed leaves it behind. Returns None where there is none, or no right to look.
+    is killed leaves it behind. Returns None without the right to look.
     """
-    process = Path(f"/proc/{pid}")
-    with contextlib.suppress(OSError), (process / "mem").open("rb", 0) as memory:
-        for line in (process / "maps").read_text().splitlines():
-            place, access, _, _, file = line.split()[:5]
-            start, end = (int(number, 16) for number in place.split("-"))
-            # It is in the allocator's small regions, not in threads' stacks of 8 MB.
-            if access.startswith("rw") and file == "0" and end - start < 2**23:
-                memory.seek(start)
-                found = re.search(rb"/tmp/python_env_\w{6}", memory.read(end - start))
-                if found and Path(found[0].decode()).is_dir():
-                    return found[0].decode()
-    return None
+    process, found = Path(f"/proc/{pid}"), set()
+    pattern = rf"/tmp/(?:{'|'.join(prefixes)})\w{{6}}".encode()
+    try:
+        with (process / "mem").open("rb", 0) as memory:
+            for line in (process / "maps").read_text().splitlines():
+                place, access, _, _, file = line.split()[:5]
+                start, end = (int(number, 16) for number in place.split("-"))
+                # In the allocator's small regions, not in threads' stacks of 8 MB.
+                if access.startswith("rw") and file == "0" and end - start < 2**23:
+                    memory.seek(start)
+                    found.update(re.findall(pattern, memory.read(end - start)))
+    except OSError:
+        return None
+    return [path for path in map(bytes.decode, sorted(found)) if Path(path).is_dir()]
 
 
 def remove_unpacked(server: Server) -> bool:
     """Remove what a killed server left in /tmp; return whether that is certain.
 
     Where its memory was not read, age decides: a folder that is younger than the server
-    can belong to no other, unless a tritonserver alive is older than the folder and its
-    own is not known. With a doubt nothing is removed, and a later sweep tries again.
+    can belong to no other, unless it is a living one's. Where a living one's memory may
+    not be read, nothing is removed, and a later sweep tries again.
     """
     if server.unpacked:
         shutil.rmtree(server.unpacked, ignore_errors=True)
-    if server.unpacked or not server.process:
+    if not server.process:
+        return True
+    found = [
+        folder
+        for prefix in (UNPACKED, SENT)
+        for folder in TEMPORARY.glob(f"{prefix}??????")
+        if left_by(server, folder)
+    ]
+    if not found:
         return True
     claimed = {other.unpacked for other in records()}
-    living = []
-    for process in psutil.process_iter(["name"]):
-        with contextlib.suppress(OSError):
-            if process.info["name"] != "tritonserver":
-                continue
-            if known := find_unpacked(process.pid):
-                claimed.add(known)
-            else:
-                living.append(age(identity(process.pid)))
-    sure = True
-    for folder in TEMPORARY.glob("python_env_*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = folder.stat()
-            folder_age = time.time() - status.st_mtime
-            if status.st_uid != os.getuid() or folder_age > age(server.process) - 0.01:
-                continue
-            if str(folder) in claimed:
-                continue
-            if any(server_age > folder_age - 0.1 for server_age in living):
-                sure = False
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-    return sure
+    for process in psutil.process_iter(["name", "status"]):
+        zombie = process.info["status"] == psutil.STATUS_ZOMBIE
+        if process.info["name"] != "tritonserver" or zombie:
+            continue
+        theirs = folders_of(process.pid, UNPACKED, SENT)
+        if theirs is None:
+            return bool(server.unpacked)
+        claimed.update(theirs)
+    for folder in found:
+        if str(folder) not in claimed:
+            shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def left_by(server: Server, folder: Path) -> bool:
+    """Return whether a folder in /tmp can be what a dead server made there."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        younger = time.time() - status.st_mtime < age(server.process) - 0.01
+        triton = folder.name.startswith(UNPACKED) or (folder / "config.pbtxt").exists()
+        return younger and triton and status.st_uid == os.getuid()
+    return False
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -428,8 +428,7 @@ def completed(
 def served(
     repository: Path, servers: list[server.Triton], **flags: bool | str | list[str]
 ) -> Iterator[http.InferenceServerClient]:
-    flags |= {"exit_on_error": False, "model_load_thread_count": 16}
-    servers.append(server.start(repository, **flags))
+    servers.append(server.start(repository, exit_on_error=False, **flags))
     with http.InferenceServerClient(servers[-1].http, concurrency=8) as client:
         client.server = servers[-1]
         yield client

@@ -104,11 +104,10 @@ def answers(url):
 
 @pytest.fixture
 def lab(browser, address):
-    """A page of JupyterLab, without what an earlier test had open."""
+    """A page for JupyterLab, which is at its address."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.set_default_timeout(60_000)
-    page.goto(f"{address}/lab/tree/README.md?reset")
-    page.locator(".jp-MarkdownViewer h1").wait_for()
+    page.address = address
     yield page
     assert page.locator(".jp-Dialog").count() == 0
     page.close()
@@ -126,6 +125,7 @@ def test_it_takes_its_settings_from_the_project(address):
 
 
 def test_it_opens_on_the_map_of_the_course(lab):
+    lab.goto(f"{lab.address}/lab/tree/README.md?reset")
     lab.locator(".jp-MarkdownViewer img").first.wait_for()
     shoot(lab, "lab-start")
     lab.locator(".jp-MarkdownViewer").get_by_role("link", name="Start a Server").click()
@@ -134,9 +134,8 @@ def test_it_opens_on_the_map_of_the_course(lab):
 
 
 def run_all(lab, lesson):
-    """Open a lesson and run it from the menu."""
-    server = lab.url.partition("/lab/")[0]
-    lab.goto(f"{server}/lab/tree/notebooks/{lesson}")
+    """Open a lesson, with nothing else open, and run it from the menu."""
+    lab.goto(f"{lab.address}/lab/tree/notebooks/{lesson}?reset")
     lab.locator(".jp-Notebook h1").wait_for()
     # The notebook's own mark says idle while the kernel connects, and Run is lost then.
     lab.get_by_text("Python 3 (ipykernel) | Idle").wait_for()

@@ -216,7 +216,7 @@ def test_nobody_is_too_few_clients():
 
 
 ENDLESS = """
-import sys, threading, time
+import signal, sys, threading, time
 from helpers import load
 
 def ask():
@@ -226,6 +226,7 @@ def ask():
     time.sleep(0.01)
 
 began = threading.Event()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's job
 try:
     load.closed_loop(ask, 4, 10**9, warm_up=int(sys.argv[1]))
 except KeyboardInterrupt:

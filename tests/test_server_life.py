@@ -1,6 +1,8 @@
 """The life of a server: shared, found, replaced, ended, and what is left of it."""
 
 import concurrent.futures
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 import tritonclient.http as httpclient
-from conftest import QUICK, echo, process_of, python, traces, wait_for
+from conftest import (
+    QUICK,
+    echo,
+    process_of,
+    python,
+    traces,
+    wait_for,
+    write_echo,
+)
 
 from helpers import embedded, server
 
@@ -139,7 +149,6 @@ def test_the_tutorials_server_needs_less_than_300_mb():
     assert sum(process.memory_full_info().pss for process in processes) < 300e6
 
 
-@pytest.mark.alone  # since it is asked how long it takes
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
     echo_repository, sent
@@ -150,6 +159,8 @@ def test_the_foreground_command_prints_its_addresses_and_ends_with_0(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        # A shell's job ignores it, and so do all that such a job starts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     typed, addresses = shell.stdout.readline(), shell.stdout.readline()
     assert typed.startswith("$ tritonserver --")
@@ -207,6 +218,63 @@ def test_a_start_that_another_kernel_stops_is_said_to_be(echo_repository, monkey
     with pytest.raises(server.StartError, match="was ended while it started"):
         server.start(echo_repository, **QUICK)
     assert embedded.records() == []
+
+
+# A stub that is killed before its first word to Triton, and a model that holds up its
+# own. The file says that it has been done, so that the next start is a sound one.
+KILLED = """#!/bin/sh
+[ $# = 0 ] && exit 1
+[ -e {done} ] || {{ {touch} {done}; kill -9 $$; }}
+exec $6/triton_python_backend_stub "$@"
+"""
+HELD_UP = """
+import os, signal, subprocess
+
+def hold_up(*_):
+    if not os.path.exists("{done}"):
+        subprocess.run(["{touch}", "{done}"])
+        subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {{os.getpid()}}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+{when}
+"""
+WHEN = {
+    "held up in an import": "hold_up()",
+    "held up in initialize": "TritonPythonModel.initialize = hold_up",
+}
+
+
+def losing_a_stub(repository: Path, how: str, touch: str = "touch") -> Path:
+    """Make a model lose its stub as it loads, and return the model repository."""
+    words = {"done": repository / "done", "touch": touch}
+    if how == "killed at once":
+        stub = repository / "echo" / "triton_python_backend_stub"
+        stub.write_text(KILLED.format(**words))
+        stub.chmod(0o755)
+    else:
+        with (repository / "echo" / "1" / "model.py").open("a") as model:
+            model.write(HELD_UP.format(**words, when=WHEN[how]))
+    return repository
+
+
+@pytest.mark.parametrize("how", ["killed at once", *WHEN])
+def test_a_start_whose_stub_is_lost_is_done_again(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
+    repository = losing_a_stub(write_echo(tmp_path / "models"), how)
+    with server.start(repository, **QUICK) as triton:
+        assert (repository / "done").exists()
+        assert echo(triton) == [0, 1, 2]
+
+
+def test_a_stub_that_is_lost_each_time_is_said_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
+    repository = losing_a_stub(
+        write_echo(tmp_path / "models"), "killed at once", "true"
+    )
+    before = traces()
+    with pytest.raises(server.StartError, match="of a model was killed or held up"):
+        server.start(repository, **QUICK)
+    assert traces() == before
 
 
 # --- Nothing is left --------------------------------------------------------------
@@ -293,6 +361,32 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         process_of(younger).kill()
         younger.stop()
         assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize("how", ["stopped", "stopped with a client", "killed"])
+def test_files_that_a_client_sent_go_with_the_server(echo_repository, how):
+    def folders(triton: server.Triton) -> list[str]:
+        return embedded.folders_of(process_of(triton).pid, embedded.SENT)
+
+    flags = {"model_control_mode": "explicit", "load_model": "echo", **QUICK}
+    theirs, ours = (
+        server.start(echo_repository, **flags, id=name) for name in ("theirs", "ours")
+    )
+    files = {"file:1/model.py": (echo_repository / "echo/1/model.py").read_bytes()}
+    for triton in (theirs, ours):
+        client = httpclient.InferenceServerClient(triton.http)
+        config = client.get_model_config("echo") | {"name": "sent"}
+        client.load_model("sent", config=json.dumps(config), files=files)
+        if how != "stopped with a client":  # which cuts the server's own end short
+            client.close()
+    [kept], [gone] = folders(theirs), folders(ours)
+    if how == "killed":
+        process_of(ours).kill()
+        assert wait_for(lambda: not ours._process.alive())
+    ours.stop()
+    assert (Path(kept).exists(), Path(gone).exists()) == (True, False)
+    theirs.stop()
+    assert not Path(kept).exists()
 
 
 def test_a_sweep_leaves_what_belongs_to_others_alone(

@@ -61,6 +61,14 @@ def test_one_changed_character_in_any_output_is_a_difference(lesson, request):
             assert not item.compare_outputs(cell.outputs, changed), changed
 
 
+def run_pytest(*words):
+    """Run pytest as `make test` does, and return what it prints."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    environment = {**os.environ, "PYTHONPATH": "tests"}
+    options = {"cwd": course.ROOT, "env": environment, "capture_output": True}
+    return subprocess.run(command, text=True, **options).stdout
+
+
 @pytest.mark.parametrize("lesson", course.LESSONS[:2], indirect=True)
 def test_nbval_goes_red_when_one_character_is_changed(lesson):
     notebook = course.read(lesson)
@@ -70,19 +78,13 @@ def test_nbval_goes_red_when_one_character_is_changed(lesson):
     changed = lesson.with_name(f".changed-{lesson.name}")
     try:
         nbformat.write(notebook, changed)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        answer = subprocess.run(
-            [*command, str(changed)],
-            cwd=course.ROOT,
-            capture_output=True,
-            text=True,
-        )
+        said = run_pytest(changed)
     finally:
         changed.unlink(missing_ok=True)
     code = len(course.cells(notebook, "code"))
     passed = f", {code - 1} passed" if code > 1 else ""
-    assert f"1 failed{passed} in" in answer.stdout
-    assert "Cell outputs differ" in answer.stdout
+    assert f"1 failed{passed} in" in said
+    assert "Cell outputs differ" in said
 
 
 @pytest.mark.parametrize(
@@ -100,15 +102,8 @@ def test_a_solution_that_solves_nothing_is_found(solution, result, tmp_path):
     )
     lesson = tmp_path / "exercise.ipynb"
     nbformat.write(notebook, lesson)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    answer = subprocess.run(
-        [*command, "-p", "conftest", "-c", "pyproject.toml", lesson],
-        cwd=course.ROOT,
-        env={**os.environ, "PYTHONPATH": "tests"},
-        capture_output=True,
-        text=True,
-    )
-    assert result in answer.stdout.splitlines()[-1], answer.stdout
+    said = run_pytest("-p", "conftest", "-c", "pyproject.toml", lesson)
+    assert result in said.splitlines()[-1], said
 
 
 def test_an_unsolved_exercise_is_not_taken_for_right(lesson):

@@ -71,9 +71,11 @@ def listener(address):
 def gone(address):
     """Return whether nothing listens at an address of this machine, within a minute."""
     deadline = time.monotonic() + 60
-    while reachable("127.0.0.1", address) and time.monotonic() < deadline:
+    while reachable("127.0.0.1", address):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.1)
-    return not reachable("127.0.0.1", address)
+    return True
 
 
 def post(server, size, headers=None, **how):

@@ -5,6 +5,7 @@ either folder. Where this machine gives nobody namespaces, the command runs with
 and a line says so: it then shares both folders with everything else.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -47,9 +48,10 @@ def left_over() -> list[str]:
     """Return the files in both folders, and what runs besides this process."""
     found = [str(path) for folder in FOLDERS for path in folder.iterdir()]
     for process in Path("/proc").glob("[0-9]*"):
-        words = (process / "cmdline").read_text().replace("\0", " ")
-        if words and process.name != str(os.getpid()):  # a zombie has no words
-            found.append(f"process {words}")
+        with contextlib.suppress(OSError):  # it has just ended
+            words = (process / "cmdline").read_text().replace("\0", " ")
+            if words and process.name != str(os.getpid()):  # a zombie has no words
+                found.append(f"process {words}")
     return found
 
 
