@@ -756,8 +756,9 @@ def folders_of(pid: int, *prefixes: str) -> list[str] | None:
             for line in (process / "maps").read_text().splitlines():
                 place, access, _, _, file = line.split()[:5]
                 start, end = (int(number, 16) for number in place.split("-"))
-                # In the allocator's small regions, not in threads' stacks of 8 MB.
-                if access.startswith("rw") and file == "0" and end - start < 2**23:
+                # In the allocator's regions, at most 64 MB; 8 MB is a thread's stack.
+                small = end - start <= 2**26 and end - start != 2**23
+                if access.startswith("rw") and file == "0" and small:
                     memory.seek(start)
                     found.update(re.findall(pattern, memory.read(end - start)))
     except OSError:

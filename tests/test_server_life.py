@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import psutil
@@ -349,9 +350,12 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         younger = server.start(echo_repository, **flags)
         with httpclient.InferenceServerClient(younger.http) as client:
             client.load_model("echo")
-        folder = embedded.find_unpacked(process_of(younger).pid)
+        folder = Path(embedded.find_unpacked(process_of(younger).pid))
         assert younger._process.unpacked is None  # it had no Python model at its start
-        # Of servers of others, which may be older too, nothing is known.
+        # Of servers of others, which may be older too, and of what they have in /tmp,
+        # nothing is known.
+        tmp = types.SimpleNamespace(glob=lambda name: [folder] * folder.match(name))
+        monkeypatch.setattr(embedded, "TEMPORARY", tmp)
         ours, every = [process_of(older), process_of(younger)], psutil.process_iter
         monkeypatch.setattr(
             psutil,
@@ -360,7 +364,7 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         )
         process_of(younger).kill()
         younger.stop()
-        assert not Path(folder).exists()
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize("how", ["stopped", "stopped with a client", "killed"])
