@@ -451,8 +451,6 @@ def launch(
             check_stub(make_backends(server.folder))
             spawn(server)
         wait_until_listening(server)
-        server.stubs = stubs_of(server)
-        server.note()
     except PortLostError:
         end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
@@ -548,6 +546,11 @@ def wait_until_listening(server: Server) -> None:
             if any(now - since > STUB_TIMEOUT_S for since in lost.values()):
                 raise StubLostError()
         time.sleep(0.02)
+    if not server.stubs:
+        server.stubs = stubs_of(server)
+        server.note()
+    if server.broken():
+        raise StubLostError()
 
 
 class StubLostError(StartError):
@@ -703,11 +706,13 @@ def clean_up_after(server: Server, by_itself: bool = False) -> None:
 
 
 def stubs_of(server: Server) -> list[Process]:
-    """Return the processes in which a live server's models run."""
-    with contextlib.suppress(psutil.NoSuchProcess, OSError):
-        children = psutil.Process(server.process[0]).children()
-        return [identity(child.pid) for child in children]
-    return []
+    """Return the processes in which a server's models run, or ran until they died."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(server.process[0]).children():
+            with contextlib.suppress(OSError):
+                found.append(identity(child.pid, zombie=True))
+    return found
 
 
 def processes_of(server: Server) -> list[psutil.Process]:

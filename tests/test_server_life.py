@@ -267,6 +267,22 @@ def test_a_start_whose_stub_is_lost_is_done_again(how, tmp_path, monkeypatch):
         assert echo(triton) == [0, 1, 2]
 
 
+def test_a_start_whose_stub_dies_as_it_listens_is_done_again(
+    echo_repository, monkeypatch
+):
+    def kill_one_and_look(record: embedded.Server) -> list[embedded.Process]:
+        if not killed:
+            killed.extend(psutil.Process(record.process[0]).children())
+            killed[0].kill()
+            assert wait_for(lambda: killed[0].status() == psutil.STATUS_ZOMBIE)
+        return look(record)
+
+    killed, look = [], embedded.stubs_of
+    monkeypatch.setattr(embedded, "stubs_of", kill_one_and_look)
+    with server.start(echo_repository, **QUICK) as triton:
+        assert echo(triton) == [0, 1, 2]
+
+
 def test_a_stub_that_is_lost_each_time_is_said_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
     repository = losing_a_stub(
