@@ -571,16 +571,20 @@ class StubLostError(StartError):
 
 
 def waits_for(pid: int) -> list[int]:
-    """Return the zombies among a server's children, and those of its threads that wait
-    for the end of a child; a sound server has each for a moment only."""
+    """Return a server's zombies, and those of its threads that wait for a child's end.
+
+    A sound server has each for a moment only.
+    """
     found = []
-    with contextlib.suppress(psutil.Error, OSError):
-        for child in psutil.Process(pid).children():
-            if child.status() == psutil.STATUS_ZOMBIE:
-                found.append(child.pid)
-        for thread in (PROC / str(pid) / "task").iterdir():
+    for thread in PROC.glob(f"{pid}/task/*"):
+        with contextlib.suppress(OSError):  # it has just ended
             if (thread / "wchan").read_text() == "do_wait":
                 found.append(int(thread.name))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
     return found
 
 
@@ -754,7 +758,7 @@ def folders_of(pid: int, *prefixes: str) -> list[str] | None:
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None without the right to look.
     """
-    process, found = Path(f"/proc/{pid}"), set()
+    process, found = PROC / str(pid), set()
     pattern = rf"/tmp/(?:{'|'.join(prefixes)})\w{{6}}".encode()
     try:
         with (process / "mem").open("rb", 0) as memory:

@@ -249,10 +249,6 @@ def from_json(output: dict) -> np.ndarray:
 TRANSPORTS = ["as_json", "as_binary", "as_grpc", "as_stream", "as_shared"]
 QUESTIONS = [add, classify, repeat, embed, read]
 SEQUENCES = ["babble", "count_up", "listen"]
-MODELS = (
-    *("simple", "efficientnet_lite0", "classify_file", "echo", "embed", "minilm"),
-    *("tokenise", "read_text", "read_text_bls"),
-)
 
 
 def ask(client: Client, draw: random.Random) -> str:
@@ -302,4 +298,4 @@ def test_under_mixed_load_every_answer_is_right_and_memory_flat(triton, count, d
     if count >= 60:  # the shorter is over before all models have had their first
         warm, late = samples[15:30], samples[-15:]
         assert max(late) < 1.05 * max(warm)
-        assert len(set(done)) == len(MODELS) * len(TRANSPORTS) + len(SEQUENCES)
+        assert len(set(done)) == 48  # 9 models over 5 transports, 3 over one each

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import process_of, sized, traces
-from course import ROOT
+from course import PYTEST, ROOT
 from kernel import check_sums
 
 from helpers import server
@@ -26,7 +26,7 @@ from helpers.repository import REPOSITORY
 VISIT = [sys.executable, str(Path(__file__).with_name("visit.py"))]
 BOOTSTRAP = [sys.executable, str(ROOT / "helpers" / "bootstrap.py")]
 LESSON = str(ROOT / "notebooks" / "03-classify-an-image.ipynb")
-STRICTLY = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", LESSON]
+STRICTLY = [*PYTEST, LESSON]
 STOP = [sys.executable, "-m", "helpers.server", "stop"]
 NOBODY = 65534
 MOUNTS = ["unshare", "--mount"]
