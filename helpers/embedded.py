@@ -451,8 +451,6 @@ def launch(
             check_stub(make_backends(server.folder))
             spawn(server)
         wait_until_listening(server)
-        server.stubs = stubs_of(server)
-        server.note()
     except PortLostError:
         end(server, by_itself=True)
         if attempts > 1 and not any(f"{p}-port" in flags for p in PROTOCOLS):
@@ -548,6 +546,11 @@ def wait_until_listening(server: Server) -> None:
             if any(now - since > STUB_TIMEOUT_S for since in lost.values()):
                 raise StubLostError()
         time.sleep(0.02)
+    if not server.stubs:
+        server.stubs = stubs_of(server)
+        server.note()
+    if server.broken():
+        raise StubLostError()
 
 
 class StubLostError(StartError):
@@ -568,16 +571,20 @@ class StubLostError(StartError):
 
 
 def waits_for(pid: int) -> list[int]:
-    """Return the zombies among a server's children, and those of its threads that wait
-    for the end of a child; a sound server has each for a moment only."""
+    """Return a server's zombies, and those of its threads that wait for a child's end.
+
+    A sound server has each for a moment only.
+    """
     found = []
-    with contextlib.suppress(psutil.Error, OSError):
-        for child in psutil.Process(pid).children():
-            if child.status() == psutil.STATUS_ZOMBIE:
-                found.append(child.pid)
-        for thread in (PROC / str(pid) / "task").iterdir():
+    for thread in PROC.glob(f"{pid}/task/*"):
+        with contextlib.suppress(OSError):  # it has just ended
             if (thread / "wchan").read_text() == "do_wait":
                 found.append(int(thread.name))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
     return found
 
 
@@ -703,11 +710,13 @@ def clean_up_after(server: Server, by_itself: bool = False) -> None:
 
 
 def stubs_of(server: Server) -> list[Process]:
-    """Return the processes in which a live server's models run."""
-    with contextlib.suppress(psutil.NoSuchProcess, OSError):
-        children = psutil.Process(server.process[0]).children()
-        return [identity(child.pid) for child in children]
-    return []
+    """Return the processes in which a server's models run, or ran until they died."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(server.process[0]).children():
+            with contextlib.suppress(OSError):
+                found.append(identity(child.pid, zombie=True))
+    return found
 
 
 def processes_of(server: Server) -> list[psutil.Process]:
@@ -749,15 +758,16 @@ def folders_of(pid: int, *prefixes: str) -> list[str] | None:
     Nothing but the server's own memory tells whose such a folder is, and a server that
     is killed leaves it behind. Returns None without the right to look.
     """
-    process, found = Path(f"/proc/{pid}"), set()
+    process, found = PROC / str(pid), set()
     pattern = rf"/tmp/(?:{'|'.join(prefixes)})\w{{6}}".encode()
     try:
         with (process / "mem").open("rb", 0) as memory:
             for line in (process / "maps").read_text().splitlines():
                 place, access, _, _, file = line.split()[:5]
                 start, end = (int(number, 16) for number in place.split("-"))
-                # In the allocator's small regions, not in threads' stacks of 8 MB.
-                if access.startswith("rw") and file == "0" and end - start < 2**23:
+                # In the allocator's regions, at most 64 MB; 8 MB is a thread's stack.
+                small = end - start <= 2**26 and end - start != 2**23
+                if access.startswith("rw") and file == "0" and small:
                     memory.seek(start)
                     found.update(re.findall(pattern, memory.read(end - start)))
     except OSError:

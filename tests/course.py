@@ -17,6 +17,9 @@ LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 # Those that run Docker themselves: `make test-docker` runs them.
 ON_DOCKER = [path for path in LESSONS if "container" in path.name]
 
+# A pytest of its own, to which a lesson or two are added.
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
 
 def read(lesson: Path) -> nbformat.NotebookNode:
     return nbformat.read(lesson, as_version=4)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import psutil
@@ -266,6 +267,22 @@ def test_a_start_whose_stub_is_lost_is_done_again(how, tmp_path, monkeypatch):
         assert echo(triton) == [0, 1, 2]
 
 
+def test_a_start_whose_stub_dies_as_it_listens_is_done_again(
+    echo_repository, monkeypatch
+):
+    def kill_one_and_look(record: embedded.Server) -> list[embedded.Process]:
+        if not killed:
+            killed.extend(psutil.Process(record.process[0]).children())
+            killed[0].kill()
+            assert wait_for(lambda: killed[0].status() == psutil.STATUS_ZOMBIE)
+        return look(record)
+
+    killed, look = [], embedded.stubs_of
+    monkeypatch.setattr(embedded, "stubs_of", kill_one_and_look)
+    with server.start(echo_repository, **QUICK) as triton:
+        assert echo(triton) == [0, 1, 2]
+
+
 def test_a_stub_that_is_lost_each_time_is_said_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "STUB_TIMEOUT_S", 1)
     repository = losing_a_stub(
@@ -349,9 +366,12 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         younger = server.start(echo_repository, **flags)
         with httpclient.InferenceServerClient(younger.http) as client:
             client.load_model("echo")
-        folder = embedded.find_unpacked(process_of(younger).pid)
+        folder = Path(embedded.find_unpacked(process_of(younger).pid))
         assert younger._process.unpacked is None  # it had no Python model at its start
-        # Of servers of others, which may be older too, nothing is known.
+        # Of servers of others, which may be older too, and of what they have in /tmp,
+        # nothing is known.
+        tmp = types.SimpleNamespace(glob=lambda name: [folder] * folder.match(name))
+        monkeypatch.setattr(embedded, "TEMPORARY", tmp)
         ours, every = [process_of(older), process_of(younger)], psutil.process_iter
         monkeypatch.setattr(
             psutil,
@@ -360,7 +380,7 @@ def test_what_a_killed_server_unpacked_goes_though_an_older_one_runs(
         )
         process_of(younger).kill()
         younger.stop()
-        assert not Path(folder).exists()
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize("how", ["stopped", "stopped with a client", "killed"])

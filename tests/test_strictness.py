@@ -4,7 +4,6 @@ import copy
 import os
 import re
 import subprocess
-import sys
 
 import course
 import nbformat
@@ -63,10 +62,9 @@ def test_one_changed_character_in_any_output_is_a_difference(lesson, request):
 
 def run_pytest(*words):
     """Run pytest as `make test` does, and return what it prints."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
     environment = {**os.environ, "PYTHONPATH": "tests"}
     options = {"cwd": course.ROOT, "env": environment, "capture_output": True}
-    return subprocess.run(command, text=True, **options).stdout
+    return subprocess.run([*course.PYTEST, *words], text=True, **options).stdout
 
 
 @pytest.mark.parametrize("lesson", course.LESSONS[:2], indirect=True)

@@ -2,11 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from course import LESSONS, ON_DOCKER, ROOT
+from course import LESSONS, ON_DOCKER, PYTEST, ROOT
 from test_docker import asked_for_docker, running_engine, stopped_after  # noqa: F401
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("stopped_after")]
@@ -17,9 +16,8 @@ def pass_strictly(tmp_path, *arguments):
     rules = [ROOT / "tests" / "sanitize.cfg", Path(__file__).parent / "sanitize.cfg"]
     both = tmp_path / "sanitize.cfg"
     both.write_text("".join(path.read_text() for path in rules))
-    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider"]
     answer = subprocess.run(
-        [*command, f"--nbval-sanitize-with={both}", *map(str, arguments)],
+        [*PYTEST, f"--nbval-sanitize-with={both}", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "KEEP_TRITON": "1"},
         capture_output=True,

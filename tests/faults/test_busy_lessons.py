@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from course import LESSONS, ON_DOCKER
+from course import LESSONS, ON_DOCKER, PYTEST
 
 ROUNDS = int(os.environ.get("LESSONS", "1"))
 
@@ -29,8 +29,7 @@ def busy_cores() -> Iterator[None]:
 
 def run_strictly(lesson: Path) -> str:
     """Return nothing if a lesson's outputs are the committed ones, else the report."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", lesson]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = subprocess.run([*PYTEST, lesson], capture_output=True, text=True)
     return answer.stdout[-3000:] if answer.returncode else ""
 
 

@@ -23,6 +23,7 @@ GROWTH = 50 << 20  # bytes that the server's processes may have more after all t
 BLAMES_ITSELF = (
     rb"[Uu]nable to parse|failed to parse the request JSON|failed to get request params"
     rb"|Unsupported compression type|model load / unload is not allowed"
+    rb"|parameter key '[^']*' was not found"  # one with a NUL, where it ends
 )
 
 

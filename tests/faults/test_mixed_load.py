@@ -298,4 +298,4 @@ def test_under_mixed_load_every_answer_is_right_and_memory_flat(triton, count, d
     if count >= 60:  # the shorter is over before all models have had their first
         warm, late = samples[15:30], samples[-15:]
         assert max(late) < 1.05 * max(warm)
-        assert len(set(done)) == 33
+        assert len(set(done)) == 48  # 9 models over 5 transports, 3 over one each

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import process_of, sized, traces
-from course import ROOT
+from course import PYTEST, ROOT
 from kernel import check_sums
 
 from helpers import server
@@ -26,7 +26,8 @@ from helpers.repository import REPOSITORY
 VISIT = [sys.executable, str(Path(__file__).with_name("visit.py"))]
 BOOTSTRAP = [sys.executable, str(ROOT / "helpers" / "bootstrap.py")]
 LESSON = str(ROOT / "notebooks" / "03-classify-an-image.ipynb")
-STRICTLY = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", LESSON]
+STRICTLY = [*PYTEST, LESSON]
+STOP = [sys.executable, "-m", "helpers.server", "stop"]
 NOBODY = 65534
 MOUNTS = ["unshare", "--mount"]
 Around = tuple[list[str], dict[str, str]]  # what goes around a command
@@ -159,6 +160,8 @@ def test_the_course_works_with(surroundings: list[Surroundings], folder):
         assert answer.returncode == 0, answer.stderr
         answer = run(STRICTLY, around, environment)
         assert answer.returncode == 0, answer.stdout
+        # Run alone like that, a lesson leaves the server to the next one.
+        assert run(STOP, around, environment).stdout == "1 ended\n"
 
 
 # --- Where it can't work, it says so in a sentence ---------------------------------
