@@ -12,6 +12,7 @@ may be cut off and taken up again; `--fresh` begins anew.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -55,7 +56,7 @@ def measure(name: str, setting: Record, given: argparse.Namespace) -> Record:
     seconds, warm_up = given.seconds, given.warm_up
     record: Record = {"server": name, "setting": setting, "loads": {}, "limits": {}}
     with found.running(setting, path) as running:
-        record |= {"start_s": running.start_s, "pss_mb": running.pss_mb}
+        record |= {"start_s": running.start_s, "pss_mb": running.pss_mb()}
         for concurrency in given.clients:
             alone = limit(path, concurrency, seconds, warm_up)
             record["limits"][str(concurrency)] = alone
@@ -65,7 +66,10 @@ def measure(name: str, setting: Record, given: argparse.Namespace) -> Record:
             job = {"protocol": found.protocol, "dialect": found.dialect}
             job |= {"port": running.port, "concurrency": concurrency}
             job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
-            record["loads"][str(concurrency)] = ask(job)
+            before = running.cpu_s()
+            load = ask(job)
+            load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
+            record["loads"][str(concurrency)] = load
     return record
 
 
@@ -74,13 +78,19 @@ def attempt(kind: str, name: str, setting: Record, given: argparse.Namespace) ->
     try:
         SERVERS[name].install()
         record = measure(name, setting, given)
-        record |= {"mb": SERVERS[name].size_mb()}
     except Exception as error:
         record = {"server": name, "setting": setting, "failure": str(error)}
     note({"kind": kind, "version": SERVERS[name].version(), **record})
     rates = [f"{load['throughput']:.0f}" for load in record.get("loads", {}).values()]
     said = record.get("failure") or f"{'/'.join(rates)} a second"
     print(f"{kind} {name} {json.dumps(setting)}: {said}", flush=True)
+
+
+def weigh(name: str) -> None:
+    """Note what a server's packages take, on the way and on the disk."""
+    with contextlib.suppress(Exception):  # what could not be installed has no size
+        sizes = {"mb": SERVERS[name].size_mb(), "wire_mb": SERVERS[name].download_mb()}
+        note({"kind": "size", "server": name, **sizes})
 
 
 def score(record: Record) -> float:
@@ -144,6 +154,8 @@ def main() -> None:
         for _ in range(given.rounds):
             for name in names:
                 attempt("round", name, chosen(name, read()), given)
+        for name in names:
+            weigh(name)
     if not steps or "report" in steps:
         report.write(read())
 

@@ -194,6 +194,7 @@ class Report:
         self.latencies: list[float] = []
         self.errors: Counter[str] = Counter()
         self.wrong = 0
+        self.asked = 0  # in the warm-up, too
 
 
 def is_right(answer: Buffer, expected: np.ndarray) -> bool:
@@ -224,6 +225,7 @@ def client(
             time.sleep(0.05)  # a server that refuses at once must not be hammered
             continue
         end = time.perf_counter()
+        report.asked += 1
         if begin < times[0] or end > times[1]:
             continue
         report.latencies.append(end - begin)
@@ -261,6 +263,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     p50, p99 = np.percentile(found, [50, 99], method="inverted_cdf")
     return {
         "answers": len(report.latencies),
+        "asked": report.asked,
         "throughput": len(report.latencies) / job["seconds"],
         "p50": float(p50),
         "p99": float(p99),

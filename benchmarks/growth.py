@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from benchmarks import wire
-from benchmarks.servers import CACHE, ask, of_token, pss_mb
+from benchmarks.servers import CACHE, Running, ask, of_token
 from helpers import repository, server
 
 POINTS = CACHE / "growth.jsonl"
@@ -53,6 +53,11 @@ def serving(folder: Path | str) -> Iterator[server.Triton]:
         server.start(folder, disable_auto_complete_config=True) as triton,
     ):
         yield triton
+
+
+def memory_mb(triton: server.Triton) -> float:
+    """Return the proportional memory of a server and its models' processes."""
+    return Running(0, 0, of_token(TOKEN, triton._process.name)).pss_mb()
 
 
 @contextlib.contextmanager
@@ -180,7 +185,7 @@ def models() -> None:
             begin = time.perf_counter()
             with serving(repo) as triton:
                 seconds = time.perf_counter() - begin
-                memory = pss_mb(of_token(TOKEN, triton._process.name))
+                memory = memory_mb(triton)
             note("models", str(count), start=seconds, memory=memory)
 
 
@@ -209,8 +214,7 @@ def photographs() -> None:
                 client.infer(wire.MODEL, [given])
                 done += 1
             memory = psutil.Process().memory_info().rss / 1e6
-            name = triton._process.name
-            there = pss_mb(of_token(TOKEN, name))
+            there = memory_mb(triton)
             note("photographs", f"{total:,}", client=memory, server=there)
     shutil.rmtree(thumbnails)
 

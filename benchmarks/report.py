@@ -15,7 +15,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import psutil
 
-from benchmarks import growth, same_request
+from benchmarks import course, growth, same_request
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -64,15 +64,20 @@ CURVES = {
         {"without": " (1/s)", "batched": " (1/s)"},
     ),
 }
-COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Installed"]
-COLUMNS += ["Answers", "Wrong", "Errors", "Clients"]
+COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Fetched"]
+COLUMNS += ["Installed", "Answers", "Wrong", "Errors", "Clients"]
+SIZES = ("wire_mb", "mb")
 LATENCY = """\
 Milliseconds, in each server's best turn; the last column is what a lone client's p50 is
 above onnxruntime's lowest in any turn."""
+WORK = """\
+Milliseconds of processor time for an answer, at {clients} clients; medians of the turns.
+However well a server fills the cores, its share of the limit can't be larger than what
+onnxruntime alone takes for an answer has in what all take together: *at most*."""
 COST = """\
 Start: seconds from the command to the first right answer. Memory: proportional (PSS),
-MB after the first answer. Installed: MB of the package and all that it needs, without
-Python. Clients: the load generator's share of all cores."""
+MB after the first answer. Fetched and installed: MB of the package and all that it
+needs, without Python. Clients: the load generator's share of all cores."""
 SETTINGS = """\
 How the settings were found: one short turn each, as shares of the most that onnxruntime
 alone reached in the sweep. Of each peer the setting that came nearest to the limit of
@@ -84,6 +89,11 @@ places."""
 SAME = """\
 `python -m benchmarks.same_request` asks Triton and MLServer, which speaks the same V2
 protocol, with the same two functions of tritonclient; only the address differs:"""
+
+COURSE = """\
+A clone of its own, with pip's cache warm. pip fetches {fetched_mb:.0f} MB where it is
+cold; installed they are {installed_mb:.0f} MB. `make test` took {tests_s:.0f} s.
+"""
 
 Record = dict[str, Any]
 Table = list[list[str]]
@@ -186,9 +196,49 @@ def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
     return rows
 
 
-def rows_of_cost(servers: dict[str, list[Record]]) -> Table:
+def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
+    """Return a row a server: who takes how much of the processor for an answer."""
+    alone = statistics.median(
+        1000
+        * turn["limits"][clients]["client_cpu_s"]
+        / turn["limits"][clients]["answers"]
+        for turn in all_of(servers)
+    )
+    rows = []
+    for name, records in servers.items():
+        loads = [record["loads"][clients] for record in records]
+        if name == "in-process":
+            rows.append([LABELS[name], "", "", f"{alone:.1f}", "1.00"])
+            continue
+        own = {
+            process: statistics.median(
+                1000 * x["cpu_s"][process] / x["asked"] for x in loads
+            )
+            for process in loads[0]["cpu_s"]
+        }
+        asking = statistics.median(
+            1000 * x["client_cpu_s"] / x["answers"] for x in loads
+        )
+        listed = sorted(
+            ((ms, each) for each, ms in own.items() if ms >= 0.05), reverse=True
+        )
+        total = sum(own.values()) + asking
+        rows.append(
+            [
+                LABELS[name],
+                ", ".join(f"{each} {ms:.1f}" for ms, each in listed),
+                f"{asking:.1f}",
+                f"{total:.1f}",
+                f"{alone / total:.2f}",
+            ]
+        )
+    return rows
+
+
+def rows_of_cost(servers: dict[str, list[Record]], sizes: list[Record]) -> Table:
     """Return a row a server: its start, memory, size, faults and its clients' share."""
     rows = []
+    weighed = {size["server"]: size for size in sizes}
     cores = len(os.sched_getaffinity(0))
     for name, records in servers.items():
         loads = [load for record in records for load in record["loads"].values()]
@@ -202,7 +252,7 @@ def rows_of_cost(servers: dict[str, list[Record]]) -> Table:
                 str(len(records)),
                 f"{median(records, lambda r: r['start_s']):.1f}",
                 f"{median(records, lambda r: r['pss_mb']):.0f}",
-                f"{records[-1]['mb']:.0f}",
+                *(f"{weighed[name][k]:.0f}" if name in weighed else "" for k in SIZES),
                 str(sum(x["answers"] for x in loads)),
                 str(sum(x["wrong"] for x in loads)),
                 str(sum(sum(x["errors"].values()) for x in loads)),
@@ -290,6 +340,30 @@ def grown() -> str:
     return "\n".join(parts)
 
 
+def of_course(notes: Record) -> str:
+    """Return what the course itself costs, as three tables."""
+    steps = {
+        "git clone": "clone_s",
+        "make setup": "setup_s",
+        "first answer": "answer_s",
+    }
+    rows = [[step, f"{notes[key]:.0f}"] for step, key in steps.items()]
+    total = f"{sum(notes[key] for key in steps.values()):.0f}"
+    parts = [
+        COURSE.format(**notes),
+        table(["Step", "seconds"], [*rows, ["from nothing to the answer", total]]),
+        table(
+            ["Heaviest packages", "MB"],
+            [[n, f"{mb:.0f}"] for mb, n in notes["heaviest"]],
+        ),
+        table(
+            ["Slowest tests", "seconds"],
+            [[f"`{n}`", f"{s:.0f}"] for s, n in notes["slowest"]],
+        ),
+    ]
+    return "\n".join(parts)
+
+
 def number(value: float) -> str:
     """Write a number with about three digits."""
     return (
@@ -341,11 +415,19 @@ def text(records: list[Record]) -> str:
             rows_of_latency(servers),
         ),
         "<!-- end -->\n",
+        f"## Where the processor's time goes\n\n{WORK.format(clients=loads[-2])}\n",
+        "<!-- work -->\n",
+        table(
+            ["Server", "Its processes", "Clients", "All", "At most"],
+            rows_of_work(servers, loads[-2]),
+            left=2,
+        ),
+        "<!-- end -->\n",
         f"## Cost\n\n{COST}\n",
         "<!-- cost -->\n",
         table(
             COLUMNS,
-            rows_of_cost(servers),
+            rows_of_cost(servers, [r for r in records if r["kind"] == "size"]),
             left=3,
         ),
         "<!-- end -->\n",
@@ -356,6 +438,9 @@ def text(records: list[Record]) -> str:
     parts.append(f"## The order, round by round\n\n{ORDER}\n\n{orders(servers)}\n")
     if curves := grown():
         parts.append(f"## How cost grows\n\n{curves}")
+    if course.NOTES.exists():
+        notes = json.loads(course.NOTES.read_text())
+        parts.append(f"## What the course itself costs\n\n{of_course(notes)}")
     if same_request.ANSWERS.exists():
         lines = json.loads(same_request.ANSWERS.read_text())
         shown = ["<!-- same -->", "", "```text", *lines, "```", "", "<!-- end -->"]

@@ -1,6 +1,7 @@
 """The servers that are compared: how each is installed, started, asked and ended."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,25 @@ class Running:
 
     port: int
     start_s: float  # from the command to the first right answer
-    pss_mb: float  # each shared page counted in shares, among those who share it
+    processes: list[psutil.Process]
+
+    def pss_mb(self) -> float:
+        """Return its memory, each shared page counted in shares among its owners."""
+        total = 0
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total / 1e6
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the processor time that it has taken so far, by name of process."""
+        found: dict[str, float] = {}
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                name = process.name()
+                found[name] = found.get(name, 0.0) + times.user + times.system
+        return found
 
 
 @dataclass
@@ -107,6 +128,10 @@ class Peer:
             / 1e6
         )
 
+    def download_mb(self) -> float:
+        """Return what pip fetches for its environment."""
+        return download_mb("--requirement", PEERS / self.name / "requirements.txt")
+
     @contextlib.contextmanager
     def running(self, setting: Setting, tensors: Path) -> Iterator[Running]:
         """Start it, wait for a right answer, and end it with all that it left."""
@@ -139,7 +164,7 @@ class Peer:
                 )
             try:
                 seconds = first_answer(self, port, tensors, begin, process, log)
-                yield Running(port, seconds, pss_mb(of_token(TOKEN, token)))
+                yield Running(port, seconds, of_token(TOKEN, token))
             finally:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -156,7 +181,7 @@ class Embedded:
     protocol: str
     settings: list[Setting]
     dialect: str = "v2"
-    extra: str = ""  # more of config.pbtxt
+    packages = ("nvidia-pytriton", "onnxruntime", "numpy")
 
     def install(self) -> None:
         """It is there already: the course runs on it."""
@@ -167,7 +192,11 @@ class Embedded:
 
     def size_mb(self) -> float:
         """Return what the server and its backend need, with all they depend on."""
-        return distributions_mb({"nvidia-pytriton", "onnxruntime", "numpy"})
+        return sum(map(installed_mb, needed_by(*self.packages)))
+
+    def download_mb(self) -> float:
+        """Return what pip fetches for the same."""
+        return download_mb(*map(pinned, needed_by(*self.packages)))
 
     @contextlib.contextmanager
     def running(self, setting: Setting, tensors: Path) -> Iterator[Running]:
@@ -190,7 +219,7 @@ class Embedded:
                 port = int(address.rpartition(":")[2])
                 seconds = first_answer(self, port, tensors, begin)
                 name = triton._process.name
-                found = pss_mb(of_token("TRITON_NOTEBOOKS_SERVER", name))
+                found = of_token(server.embedded.TOKEN, name)
                 yield Running(port, seconds, found)
 
 
@@ -202,6 +231,7 @@ class InProcess:
     settings: list[Setting]
     protocol: str = "in-process"
     dialect: str = ""
+    packages = ("onnxruntime", "numpy")
 
     def install(self) -> None:
         """It is there already."""
@@ -212,26 +242,31 @@ class InProcess:
 
     def size_mb(self) -> float:
         """Return what onnxruntime needs."""
-        return distributions_mb({"onnxruntime", "numpy"})
+        return sum(map(installed_mb, needed_by(*self.packages)))
+
+    def download_mb(self) -> float:
+        """Return what pip fetches for the same."""
+        return download_mb(*map(pinned, needed_by(*self.packages)))
 
     @contextlib.contextmanager
     def running(self, _setting: Setting, tensors: Path) -> Iterator[Running]:
         """Tell how long Python takes to its first answer, and how much memory."""
         code = (
-            "import sys, os, numpy as np, onnxruntime as ort, psutil\n"
+            "import sys, numpy as np, onnxruntime as ort\n"
             "x = np.load(sys.argv[2])['x']\n"
             "session = ort.InferenceSession(sys.argv[1])\n"
             "session.run(None, {'image': x[0]})\n"
-            "print(psutil.Process().memory_full_info().pss / 1e6)\n"
+            "print('done', flush=True)\n"
+            "sys.stdin.read()\n"
         )
+        command = [sys.executable, "-c", code, model_file(), tensors]
+        ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         begin = time.perf_counter()
-        found = subprocess.run(
-            [sys.executable, "-c", code, model_file(), tensors],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        yield Running(0, time.perf_counter() - begin, float(found.stdout))
+        with subprocess.Popen(command, **ends) as process:
+            process.stdout.readline()
+            seconds = time.perf_counter() - begin
+            yield Running(0, seconds, [psutil.Process(process.pid)])
+            process.stdin.close()
 
 
 def configured(text: str, setting: Setting) -> str:
@@ -334,15 +369,6 @@ def of_token(name: str, value: str) -> list[psutil.Process]:
     return found
 
 
-def pss_mb(processes: list[psutil.Process]) -> float:
-    """Return their proportional memory."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / 1e6
-
-
 def end_all(name: str, value: str) -> None:
     """Kill what is left of a server."""
     left = of_token(name, value)
@@ -352,28 +378,60 @@ def end_all(name: str, value: str) -> None:
     psutil.wait_procs(left, timeout=5)
 
 
-def distributions_mb(names: set[str]) -> float:
-    """Return the size of installed packages and of all that they need."""
+def needed_by(*names: str) -> list[importlib.metadata.Distribution]:
+    """Return these installed packages and all that they need."""
     from packaging.requirements import Requirement
 
-    seen: set[str] = set()
-    files = 0
-    while names:
-        name = names.pop()
-        seen.add(name)
+    found: dict[str, importlib.metadata.Distribution] = {}
+    open_names = list(names)
+    while open_names:
+        name = open_names.pop()
+        if name in found:
+            continue
         try:
-            found = importlib.metadata.distribution(name)
+            found[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        for file in found.files or []:
-            with contextlib.suppress(OSError):
-                files += 0 if file.suffix == ".pyc" else file.locate().stat().st_size
-        for text in found.requires or []:
+        for text in found[name].requires or []:
             asked = Requirement(text)
-            wanted = not asked.marker or asked.marker.evaluate({"extra": ""})
-            if wanted and asked.name.lower() not in seen:
-                names.add(asked.name.lower())
-    return files / 1e6
+            if not asked.marker or asked.marker.evaluate({"extra": ""}):
+                open_names.append(asked.name.lower())
+    return list(found.values())
+
+
+def pinned(package: importlib.metadata.Distribution) -> str:
+    """Return a package as pip is asked for it."""
+    return f"{package.name}=={package.version}"
+
+
+def installed_mb(package: importlib.metadata.Distribution) -> float:
+    """Return the size of a package's files, but for what Python compiled of them."""
+    size = 0
+    for file in package.files or []:
+        with contextlib.suppress(OSError):
+            size += 0 if file.suffix == ".pyc" else file.locate().stat().st_size
+    return size / 1e6
+
+
+@functools.cache
+def download_mb(*asked: str | Path) -> float:
+    """Return what pip would fetch for these words, were nothing there yet."""
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    options = ["--no-deps", "--quiet", "--report", "-"]
+    report = subprocess.run(
+        [*pip, *options, *asked], capture_output=True, text=True, check=True
+    )
+    addresses = [
+        found["download_info"]["url"] for found in json.loads(report.stdout)["install"]
+    ]
+
+    def size(address: str) -> int:
+        question = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(question) as answer:
+            return int(answer.headers["Content-Length"])
+
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(size, addresses)) / 1e6
 
 
 # --- How each peer is started ------------------------------------------------------
