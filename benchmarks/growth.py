@@ -7,7 +7,6 @@ Each curve starts servers of its own, and adds its points to
 import contextlib
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -55,9 +54,9 @@ def serving(folder: Path | str) -> Iterator[server.Triton]:
         yield triton
 
 
-def memory_mb(triton: server.Triton) -> float:
-    """Return the proportional memory of a server and its models' processes."""
-    return Running(0, 0, of_token(TOKEN, triton._process.name)).pss_mb()
+def processes(triton: server.Triton) -> Running:
+    """Return a server's processes, and those of its models."""
+    return Running(0, 0, of_token(TOKEN, triton._process.name))
 
 
 @contextlib.contextmanager
@@ -80,6 +79,7 @@ def load(
     protocol: str = "http",
     question: wire.Question = wire.CLASSIFY,
     seconds: float = SECONDS,
+    polled: bool = False,
 ) -> dict[str, Any]:
     """Ask the server about one tensor again and again; refuse a wrong answer."""
     with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
@@ -95,6 +95,7 @@ def load(
                 "seconds": seconds,
                 "tensors": str(path),
                 "question": question,
+                "polled": polled,
             }
         )
     if found["wrong"] or found["errors"]:
@@ -185,7 +186,7 @@ def models() -> None:
             begin = time.perf_counter()
             with serving(repo) as triton:
                 seconds = time.perf_counter() - begin
-                memory = memory_mb(triton)
+                memory = processes(triton).pss_mb()
             note("models", str(count), start=seconds, memory=memory)
 
 
@@ -214,7 +215,7 @@ def photographs() -> None:
                 client.infer(wire.MODEL, [given])
                 done += 1
             memory = psutil.Process().memory_info().rss / 1e6
-            there = memory_mb(triton)
+            there = processes(triton).pss_mb()
             note("photographs", f"{total:,}", client=memory, server=there)
     shutil.rmtree(thumbnails)
 
@@ -227,15 +228,26 @@ def batching() -> None:
     batched = text.replace("max_batch_size: 8", "max_batch_size: 64")
     batched = batched.replace('"simple"', '"batched"') + "dynamic_batching { }\n"
     x = np.arange(16, dtype=np.int32)[None]
-    rates: dict[str, list[float]] = {"simple": [], "batched": []}
+    turns: dict[str, list[dict[str, float]]] = {"simple": [], "batched": []}
     made = {"simple": (text, graph), "batched": (batched, graph)}
     with repository_of(**made) as repo, serving(repo) as triton:
+        running = processes(triton)
         for _ in range(3):
-            for name, found in rates.items():
+            for name, found in turns.items():
                 asked = wire.Question(name, ["INPUT0", "INPUT1"], "OUTPUT0")
-                found.append(load(triton, x, 2 * x, 64, question=asked)["throughput"])
-    plain, better = (statistics.median(found) for found in rates.values())
-    note("batching", "64 clients", without=plain, batched=better, ratio=better / plain)
+                before = running.cpu_s()
+                told = load(triton, x, 2 * x, 64, question=asked, polled=True)
+                spent = {
+                    f"{process} (ms)": 1000
+                    * (seconds - before[process])
+                    / told["asked"]
+                    for process, seconds in running.cpu_s().items()
+                }
+                clients = 1000 * told["client_cpu_s"] / told["answers"]
+                found.append({"rate": told["throughput"], **spent, "clients": clients})
+    for words, found in zip(("without", "with"), turns.values(), strict=True):
+        middle = sorted(found, key=lambda turn: turn["rate"])[1]
+        note("batching", words, **middle)
 
 
 CURVES: dict[str, Callable[[], None]] = {

@@ -60,8 +60,9 @@ CURVES = {
     "models": ("1 to 32 models in a repository", MB),
     "photographs": ("1 to 10,000 photographs, read and classified one by one", MB),
     "batching": (
-        "`simple` with dynamic batching and without, a median of three turns",
-        {"without": " (1/s)", "batched": " (1/s)"},
+        "`simple` with dynamic batching and without, 64 clients; the middle of three"
+        " turns, and the processor's time for an answer",
+        {"rate": " (1/s)", "clients": " (ms)"},
     ),
 }
 COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Fetched"]
@@ -71,7 +72,7 @@ LATENCY = """\
 Milliseconds, in each server's best turn; the last column is what a lone client's p50 is
 above onnxruntime's lowest in any turn."""
 WORK = """\
-Milliseconds of processor time for an answer, at {clients} clients; medians of the turns.
+Milliseconds of processor time for an answer, {clients} clients; medians of the turns.
 However well a server fills the cores, its share of the limit can't be larger than what
 onnxruntime alone takes for an answer has in what all take together: *at most*."""
 COST = """\
