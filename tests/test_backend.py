@@ -758,17 +758,28 @@ def test_the_graph_level_means_what_the_cpp_backend_says(level, meaning):
 
 
 def test_threads_of_several_instances_do_not_spin_unless_counted():
-    def spins(count: int, **given: str) -> bool:
-        options = session.session_options(configuration(count, **given))
-        try:
-            return options.get_session_config_entry(session.SPINNING[0]) != "0"
-        except RuntimeError:  # nobody has set it, so onnxruntime's default holds
-            return True
+    def spins(count: int, *, shared: bool = False, **given: str) -> list[bool]:
+        """Tell whether they do within a run, and between runs."""
+        config = configuration(count, **given)
+        options = session.session_options(config, shared=shared)
+        within, between = (entry(options, name) for name in SPINS)
+        return [within != "0", within != "0" and between != "1"]
 
-    assert spins(1)
-    assert not spins(2)
-    assert spins(2, intra_op_thread_count="1")
-    assert spins(2, **{session.SPINNING[0]: "1"})
+    assert spins(1) == [True, True]
+    assert spins(2) == [False, False]
+    assert spins(2, shared=True) == [True, False]
+    assert spins(2, intra_op_thread_count="1") == [True, True]
+    assert spins(2, **{session.SPINNING[0]: "1"}) == [True, True]
+
+
+SPINS = (session.SPINNING[0], session.STOP)
+
+
+def entry(options, name: str) -> str:
+    try:
+        return options.get_session_config_entry(name)
+    except RuntimeError:  # nobody has set it, so onnxruntime's default holds
+        return ""
 
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -29,8 +29,10 @@ CUDA_PARAMETERS = {
     "do_copy_in_default_stream": {"1": "1", "0": "0"},
 }
 SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+STOP = "session.force_spinning_stop"
 SWITCHES = (
     *SPINNING,
+    STOP,
     "session.set_denormal_as_zero",
     "session.use_device_allocator_for_initializers",
 )
@@ -58,7 +60,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Load the model file out of a version's folder."""
     path = model_file(config, version)
-    options = session_options(config, threads)
+    shared = shared_cores(config, providers) is not None
+    options = session_options(config, threads, shared=shared)
     try:
         session = ort.InferenceSession(path, options, providers)
     except Exception as error:
@@ -86,10 +89,13 @@ def shared_cores(config: Configuration, providers: Providers) -> int | None:
     return max(1, cores // others) if min(cores, others) > 1 else None
 
 
-def session_options(config: Configuration, threads: int = 0) -> ort.SessionOptions:
+def session_options(
+    config: Configuration, threads: int = 0, *, shared: bool = False
+) -> ort.SessionOptions:
     """Set what `parameters`, `optimization` and `model_operations` ask for.
 
-    `threads`, unless 0, is how many a run has.
+    `threads`, unless 0, is how many a run has; `shared` says that the instances of the
+    model look at each other.
     """
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
@@ -101,9 +107,11 @@ def session_options(config: Configuration, threads: int = 0) -> ort.SessionOptio
     options.enable_cpu_mem_arena = config.parameter("enable_mem_arena", YES_NO)
     options.enable_mem_pattern = config.parameter("enable_mem_pattern", YES_NO)
     if instances(config) > 1 and not config.threads("intra_op_thread_count"):
-        # Each instance may take every core: none may keep a core busy waiting.
-        for name in SPINNING:
-            options.add_session_config_entry(name, "0")
+        # Each instance may take every core, so none may keep one busy with waiting: not
+        # between its runs where they look at each other, else not at all.
+        entries = {STOP: "1"} if shared else dict.fromkeys(SPINNING, "0")
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
     for name, value in config.parameters.items():
         if name.startswith("session."):
             if name in SWITCHES:

@@ -32,17 +32,18 @@ class Sessions:
     def __init__(
         self, config: Configuration, version: Path, providers: Providers
     ) -> None:
-        self.alone = self.beside = open_session(config, version, providers)
-        threads = shared_cores(config, providers)
         self.file, self.crowded = None, False
+        threads = shared_cores(config, providers) or 0
+        self.beside = open_session(config, version, providers, threads)
+        self.alone = self.beside
         if threads:
             self.file = model_file(config, version).open("rb")
             try:
                 self.others_run()
-            except OSError:  # a file system that knows no locks
+            except OSError:  # a file system that knows no locks: each keeps its share
                 self.file = None
             else:
-                self.beside = open_session(config, version, providers, threads)
+                self.alone = open_session(config, version, providers)
 
     @contextmanager
     def fitting(self) -> Iterator[ort.InferenceSession]:
