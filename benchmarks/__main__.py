@@ -25,6 +25,7 @@ from benchmarks import report
 from benchmarks.servers import CACHE, SERVERS, ask, model_file, tensors
 
 RESULTS = CACHE / "results.jsonl"
+BEFORE = CACHE / "results-before.jsonl"
 
 Record = dict[str, Any]
 
@@ -46,44 +47,53 @@ def limit(path: Path, concurrency: int, seconds: float, warm_up: float) -> Recor
     return ask(job)
 
 
-def measure(name: str, setting: Record, given: argparse.Namespace) -> Record:
-    """Start a server, load it at each concurrency in turn, and end it.
+def measure(
+    name: str, setting: Record, given: argparse.Namespace, repeats: int = 1
+) -> list[Record]:
+    """Start a server, load it at each concurrency in turn, so many times, and end it.
 
     Beside each of its figures stands one of onnxruntime alone, taken just before it:
     a machine that is slower for a while is so for both.
     """
     found, path = SERVERS[name], given.tensors
     seconds, warm_up = given.seconds, given.warm_up
-    record: Record = {"server": name, "setting": setting, "loads": {}, "limits": {}}
+    records: list[Record] = []
     with found.running(setting, path) as running:
-        record |= {"start_s": running.start_s, "pss_mb": running.pss_mb()}
-        for concurrency in given.clients:
-            alone = limit(path, concurrency, seconds, warm_up)
-            record["limits"][str(concurrency)] = alone
-            if found.protocol == "in-process":
-                record["loads"][str(concurrency)] = alone
-                continue
-            job = {"protocol": found.protocol, "dialect": found.dialect}
-            job |= {"port": running.port, "concurrency": concurrency}
-            job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
-            before = running.cpu_s()
-            load = ask(job)
-            load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
-            record["loads"][str(concurrency)] = load
-    return record
+        started = {"start_s": running.start_s, "pss_mb": running.pss_mb()}
+        for _ in range(repeats):
+            loads, limits = {}, {}
+            for clients in given.clients:
+                alone = limit(path, clients, seconds, warm_up)
+                limits[str(clients)] = loads[str(clients)] = alone
+                if found.protocol == "in-process":
+                    continue
+                job = {"protocol": found.protocol, "dialect": found.dialect}
+                job |= {"port": running.port, "concurrency": clients}
+                job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
+                before = running.cpu_s()
+                load = ask(job)
+                load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
+                loads[str(clients)] = load
+            records.append({**started, "loads": loads, "limits": limits})
+    return records
 
 
-def attempt(kind: str, name: str, setting: Record, given: argparse.Namespace) -> None:
+def attempt(
+    kind: str, name: str, setting: Record, given: argparse.Namespace, repeats: int = 1
+) -> None:
     """Measure and keep it; a server's failure is kept, too, and ends nothing."""
     try:
         SERVERS[name].install()
-        record = measure(name, setting, given)
+        records = measure(name, setting, given, repeats)
     except Exception as error:
-        record = {"server": name, "setting": setting, "failure": str(error)}
-    note({"kind": kind, "version": SERVERS[name].version(), **record})
-    rates = [f"{load['throughput']:.0f}" for load in record.get("loads", {}).values()]
-    said = record.get("failure") or f"{'/'.join(rates)} a second"
-    print(f"{kind} {name} {json.dumps(setting)}: {said}", flush=True)
+        records = [{"failure": str(error)}]
+    told = {"kind": kind, "server": name, "setting": setting}
+    for record in records:
+        note({**told, "version": SERVERS[name].version(), **record})
+        loads = record.get("loads", {}).values()
+        rates = "/".join(f"{load['throughput']:.0f}" for load in loads)
+        said = record.get("failure") or f"{rates} a second"
+        print(f"{kind} {name} {json.dumps(setting)}: {said}", flush=True)
 
 
 def weigh(name: str) -> None:
@@ -115,11 +125,12 @@ def best(name: str, records: list[Record]) -> Record:
     return json.loads(max(scores, key=lambda key: sum(scores[key]) / len(scores[key])))
 
 
-def read() -> list[Record]:
-    """Return what has been measured so far."""
-    if not RESULTS.exists():
+def read(path: Path | None = None) -> list[Record]:
+    """Return what has been measured so far, or what a file has of an earlier run."""
+    path = path or RESULTS
+    if not path.exists():
         return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def chosen(name: str, records: list[Record]) -> Record:
@@ -133,8 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("words", nargs="*", metavar="STEP|SERVER")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--warm-up", type=float, default=0.5)
+    parser.add_argument("--repeats", type=int, default=2, help="in each turn")
+    parser.add_argument("--seconds", type=float, default=1.2)
+    parser.add_argument("--warm-up", type=float, default=0.3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     given = parser.parse_intermixed_args()
@@ -142,8 +154,8 @@ def main() -> None:
     names = [w for w in given.words if w not in steps] or list(SERVERS)
     if unknown := set(names) - SERVERS.keys():
         sys.exit(f"No {', '.join(unknown)} here: name any of {', '.join(SERVERS)}.")
-    if given.fresh:
-        RESULTS.unlink(missing_ok=True)
+    if given.fresh and RESULTS.exists():
+        RESULTS.replace(BEFORE)
     given.tensors = tensors()
     if not steps or "sweep" in steps:
         for name in names:
@@ -153,11 +165,11 @@ def main() -> None:
     if not steps or "rounds" in steps:
         for _ in range(given.rounds):
             for name in names:
-                attempt("round", name, chosen(name, read()), given)
+                attempt("round", name, chosen(name, read()), given, given.repeats)
         for name in names:
             weigh(name)
     if not steps or "report" in steps:
-        report.write(read())
+        report.write(read(), read(BEFORE))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ PROTOCOLS |= {
 
 
 class Report:
-    """What all clients saw between the end of the warm-up and the end of the run."""
+    """What all clients got between the end of the warm-up and the end of the run."""
 
     def __init__(self) -> None:
         self.latencies: list[float] = []
@@ -236,7 +236,7 @@ def client(
             continue
         end = time.perf_counter()
         report.asked += 1
-        if begin < times[0] or end > times[1]:
+        if not times[0] <= end <= times[1]:
             continue
         report.latencies.append(end - begin)
         report.wrong += not is_right(answer, expected[index])
@@ -262,7 +262,7 @@ def poll(
                 answer = ask.answer()
                 end = time.perf_counter()
                 report.asked += 1
-                if times[0] <= begin and end <= times[1]:
+                if times[0] <= end <= times[1]:
                     report.latencies.append(end - begin)
                     report.wrong += not is_right(answer, expected[index])
                 if end < times[1]:

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ Written by `make bench`; see [README.md](README.md) for what each number means.
 {machine}
 
 EfficientNet-Lite0, one photograph of 602 KB a request, clients and server on the same
-cores. The servers take turns, up to {rounds} of {seconds:g} s a number, and each turn
-starts its server anew. Before each number the same is measured of onnxruntime alone.
+cores. The servers take turns, which start them anew, and each number was measured up to
+{turns} times for {seconds:g} s. Before each the same is measured of onnxruntime alone.
 
 The machine was a shared one, at times half as fast for seconds, as the medians show.
-Others only ever take away: the first number is of each server's best turn, and a
-*share* is of the most that onnxruntime alone reached in any turn.
+Others only ever take away: the first number is the best of each server's, and a *share*
+is of the most that onnxruntime alone reached.
 
 ## Throughput
 """
@@ -85,8 +85,7 @@ alone reached in the sweep. Of each peer the setting that came nearest to the li
 its own turn was measured above; Triton runs with its default, an instance group without
 a count. On a machine as noisy as this, one turn chooses roughly."""
 ORDER = """\
-The mean share with several clients. Two servers within the machine's noise may change
-places."""
+The mean share with 4 and with 16 clients, in this run and, below, in the run before."""
 SAME = """\
 `python -m benchmarks.same_request` asks Triton and MLServer, which speaks the same V2
 protocol, with the same two functions of tritonclient; only the address differs:"""
@@ -106,9 +105,15 @@ def table(head: list[str], rows: Table, left: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
+def times(records: Iterable[Record]) -> str:
+    """Return when the first and the last of these were measured."""
+    found = sorted(record["time"] for record in records)
+    later = f" to {found[-1][11:16]}" if found[0] != found[-1] else ""
+    return f"{found[0][:16]}{later} UTC"
+
+
 def machine(records: Iterable[Record]) -> str:
     """Describe the machine, and when it was measured."""
-    times = sorted(record["time"] for record in records)
     model = "an unknown processor"
     if (cpu := Path("/proc/cpuinfo")).exists():
         found = re.search(r"model name\s*: (.+)", cpu.read_text())
@@ -117,8 +122,8 @@ def machine(records: Iterable[Record]) -> str:
     cores = len(os.sched_getaffinity(0))
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     python = f"Python {platform.python_version()}"
-    day = times[0][:16] + (f" to {times[-1][11:16]}" if times[0] != times[-1] else "")
-    return f"{day} UTC; {cores} cores of {model}, {memory:.0f} GiB; {system}; {python}."
+    when = times(records)
+    return f"{when}; {cores} cores of {model}, {memory:.0f} GiB; {system}; {python}."
 
 
 def median(records: list[Record], number: Callable[[Record], float]) -> float:
@@ -306,24 +311,27 @@ def draw(servers: dict[str, list[Record]]) -> None:
     plt.close(figure)
 
 
-def orders(servers: dict[str, list[Record]]) -> str:
-    """Return each round's order of servers, the fastest first, with several clients."""
+def order(servers: dict[str, list[Record]]) -> str:
+    """Return the servers with their mean shares at several clients, best first."""
+    turns = all_of(servers)
+    several = list(turns[0]["loads"])[1:]
+    means = {
+        name: statistics.mean(
+            best(records, c)["throughput"] / limit(turns, c) for c in several
+        )
+        for name, records in servers.items()
+        if name != "in-process"
+    }
+    sorted_names = sorted(means, key=means.__getitem__, reverse=True)
+    return ", ".join(f"{LABELS[name]} {means[name]:.2f}" for name in sorted_names)
+
+
+def orders(runs: Iterable[Iterable[Record]]) -> str:
+    """Return a line for each run: when it was, and its order of servers."""
     lines = []
-    for number in range(max(len(found) for found in servers.values())):
-        turns = {
-            n: found[number] for n, found in servers.items() if number < len(found)
-        }
-        means = {
-            name: statistics.mean(
-                turn["loads"][c]["throughput"] / limit(list(turns.values()), c)
-                for c in list(turn["loads"])[1:]
-            )
-            for name, turn in turns.items()
-            if name != "in-process"
-        }
-        order = sorted(means, key=means.__getitem__, reverse=True)
-        listed = ", ".join(f"{LABELS[name]} {means[name]:.2f}" for name in order)
-        lines.append(f"{number + 1}. {listed}")
+    for records in runs:
+        servers = grouped(records, "round")
+        lines.append(f"- {times(all_of(servers))}: {order(servers)}")
     return "\n".join(lines)
 
 
@@ -387,8 +395,8 @@ def failures(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def text(records: list[Record]) -> str:
-    """Return RESULTS.md."""
+def text(records: list[Record], before: Sequence[Record] = ()) -> str:
+    """Return RESULTS.md, with the order of the run before, if there was one."""
     servers = grouped(records, "round")
     turns = max(len(found) for found in servers.values())
     first = next(iter(servers.values()))[0]
@@ -396,8 +404,8 @@ def text(records: list[Record]) -> str:
     rates = [f"{c} client{'s' * (c != '1')}" for c in loads]
     parts = [
         INTRODUCTION.format(
-            machine=machine(r for found in servers.values() for r in found),
-            rounds=f"{turns} round{'s' * (turns != 1)}",
+            machine=machine(all_of(servers)),
+            turns=turns,
             seconds=first["loads"][loads[0]]["seconds"],
         ),
         "Answers per second, in the best turn and the median one, and the share of the"
@@ -436,7 +444,8 @@ def text(records: list[Record]) -> str:
     if swept := rows_of_sweep(records, loads):
         head = ["Server", "Setting", *rates]
         parts += [f"## Settings\n\n{SETTINGS}\n", table(head, swept, left=2)]
-    parts.append(f"## The order, round by round\n\n{ORDER}\n\n{orders(servers)}\n")
+    runs = [records, before] if before else [records]
+    parts.append(f"## The order\n\n{ORDER}\n\n{orders(runs)}\n")
     if curves := grown():
         parts.append(f"## How cost grows\n\n{curves}")
     if course.NOTES.exists():
@@ -451,10 +460,10 @@ def text(records: list[Record]) -> str:
     return "\n".join(parts)
 
 
-def write(records: list[Record]) -> None:
+def write(records: list[Record], before: Sequence[Record] = ()) -> None:
     """Write RESULTS.md and its picture."""
     if not grouped(records, "round"):
         raise SystemExit("Nothing is measured yet: `python -m benchmarks rounds`.")
-    RESULTS.write_text(text(records))
+    RESULTS.write_text(text(records, before))
     draw(grouped(records, "round"))
     print(f"{RESULTS.relative_to(HERE.parent)} is written.")
