@@ -653,8 +653,8 @@ def failure(log: str) -> StartError:
             " start again, or pass exit_on_error=False to serve the others without it."
         )
     last = log.strip().rpartition("\n")[2]
-    # At its work, with no word of an end; that it has no GPU is none.
-    if not last or re.match(r"I\d{4} |E\d{4} .*CudaDriverHelper", last):
+    # At its work, with no word of an end: a table is none, nor that it has no GPU.
+    if not last or re.match(r"I\d{4} |[+|]|E\d{4} .*CudaDriverHelper", last):
         return ended_from_outside()
     return StartError(f"Triton did not start; its log ends with: {last}")
 

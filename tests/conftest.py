@@ -61,6 +61,7 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
 SLOW_FIRST = (
     "test_kills",
     "test_mixed_load",
+    "test_crowds",  # before what is the other worker's
     "test_busy_lessons",
     "test_server_life",
     "test_site",

@@ -263,7 +263,9 @@ def test_a_missing_libpython_is_refused_not_waited_for(
 def test_a_server_that_ends_without_an_error_was_ended_by_something():
     log = 'I1122 19:01:59.439697 22104 server.cc:305] "Waiting for requests."\n'
     no_gpu = 'E1122 19:01:59.5 22104 server.cc:241] "CudaDriverHelper has not been'
-    for said in (log, "", f'{log}{no_gpu} initialized."\n'):
+    row = "| server_id | triton |\n"
+    table = f"{log}+-----------+--------+\n{row}+-----------+--------+\n"
+    for said in (log, "", f'{log}{no_gpu} initialized."\n', table, f"{log}{row}"):
         sentence = str(embedded.failure(said))
         assert "was ended while it started" in sentence
         assert "want of memory: start it again" in sentence

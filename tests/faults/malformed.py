@@ -235,6 +235,18 @@ def asked_for(request: bytes) -> dict[str, list[int]]:
     return {"OUTPUT0": (a + b).tolist(), "OUTPUT1": (a - b).tolist()}
 
 
+def answered(body: bytes) -> dict[str, list[int]]:
+    """Return an answer's outputs, be they in its JSON or, asked for so, behind it."""
+    document, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
+    found = {}
+    for output in document["outputs"]:
+        found[output["name"]] = output.get("data")
+        if size := output.get("parameters", {}).get("binary_data_size"):
+            raw, end = body[end : end + size], end + size
+            found[output["name"]] = np.frombuffer(raw, np.int32).tolist()
+    return found
+
+
 def send(triton: server.Triton, request: bytes) -> tuple[int | None, bytes]:
     """Send bytes to the HTTP port; return status and body, or None where it hangs up.
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import process_of, sized
 from kernel import check_sums
-from malformed import GOOD, INFER, asked_for, call, is_right, message, send
+from malformed import GOOD, INFER, answered, asked_for, call, is_right, message, send
 
 from helpers import embedded, server
 from helpers.repository import REPOSITORY
@@ -73,11 +73,9 @@ def test_no_malformed_http_request_does_harm(triton, count):
             assert triton._process.alive()
             return "hung up"
         if status == 200:
-            document = json.loads(body.decode(errors="replace"))
-            right = asked_for(request)
-            assert document["outputs"]
-            for output in document["outputs"]:
-                assert output["data"] == right[output["name"]]
+            outputs = answered(body)
+            assert outputs.items() <= asked_for(request).items()
+            assert outputs
             return "harmless and answered right"
         if status < 500:
             return "4xx"
