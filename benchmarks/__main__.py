@@ -14,8 +14,8 @@ may be cut off and taken up again; `--fresh` begins anew.
 import argparse
 import contextlib
 import json
-import math
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -104,25 +104,18 @@ def weigh(name: str) -> None:
 
 
 def score(record: Record) -> float:
-    """Return the geometric mean of a record's shares of the limit; 0 if it failed."""
+    """Return the geometric mean of a record's rates; 0 if it failed."""
     if "failure" in record or any(x["errors"] for x in record["loads"].values()):
         return 0.0
-    shares = [
-        max(load["throughput"], 1e-9) / record["limits"][concurrency]["throughput"]
-        for concurrency, load in record["loads"].items()
-    ]
-    return math.prod(shares) ** (1 / len(shares))
+    return statistics.geometric_mean(
+        max(load["throughput"], 1e-9) for load in record["loads"].values()
+    )
 
 
 def best(name: str, records: list[Record]) -> Record:
-    """Return the setting whose mean score was the highest, else the first there is."""
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        if record["kind"] == "sweep" and record["server"] == name:
-            scores.setdefault(json.dumps(record["setting"]), []).append(score(record))
-    if not scores:
-        return SERVERS[name].settings[0]
-    return json.loads(max(scores, key=lambda key: sum(scores[key]) / len(scores[key])))
+    """Return the setting of a server's best turn in the sweep, else the first."""
+    turns = [r for r in records if r["kind"] == "sweep" and r["server"] == name]
+    return max(turns, key=score)["setting"] if turns else SERVERS[name].settings[0]
 
 
 def read(path: Path | None = None) -> list[Record]:
@@ -131,12 +124,6 @@ def read(path: Path | None = None) -> list[Record]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def chosen(name: str, records: list[Record]) -> Record:
-    """Return the setting to measure: Triton's default for it, for others the best."""
-    triton = name.startswith("triton")
-    return SERVERS[name].settings[0] if triton else best(name, records)
 
 
 def main() -> None:
@@ -165,7 +152,7 @@ def main() -> None:
     if not steps or "rounds" in steps:
         for _ in range(given.rounds):
             for name in names:
-                attempt("round", name, chosen(name, read()), given, given.repeats)
+                attempt("round", name, best(name, read()), given, given.repeats)
         for name in names:
             weigh(name)
     if not steps or "report" in steps:

@@ -23,6 +23,8 @@ PICTURE = HERE / "throughput.svg"
 LABELS = {
     "in-process": "onnxruntime in process",
     "triton-http": "Triton, HTTP",
+    "triton-http-one": "Triton, one instance",
+    "triton-http-each": "Triton, one for each core",
     "triton-grpc": "Triton, gRPC",
     "triton-shm": "Triton, shared memory",
     "fastapi": "FastAPI, by hand",
@@ -32,6 +34,8 @@ LABELS = {
     "ray": "Ray Serve",
     "torchserve": "TorchServe",
 }
+# What is no server of its own in the order of servers.
+ASIDE = ("in-process", "triton-http-one", "triton-http-each")
 INTRODUCTION = """\
 # Results
 
@@ -80,10 +84,11 @@ Start: seconds from the command to the first right answer. Memory: proportional 
 MB after the first answer. Fetched and installed: MB of the package and all that it
 needs, without Python. Clients: the load generator's share of all cores."""
 SETTINGS = """\
-How the settings were found: one short turn each, as shares of the most that onnxruntime
-alone reached in the sweep. Of each peer the setting that came nearest to the limit of
-its own turn was measured above; Triton runs with its default, an instance group without
-a count. On a machine as noisy as this, one turn chooses roughly."""
+How the peers' settings were found: one short turn each, as shares of the most that
+onnxruntime alone reached in the sweep. Of each peer the setting with the highest mean
+was measured above. On a machine as noisy as this, one turn chooses roughly. Triton runs
+with its default, an instance group without a count, which here makes two that share the
+cores; *one instance* has a thread on each core, *one for each core* a thread each."""
 ORDER = """\
 The mean share with 4 and with 16 clients, in this run and, below, in the run before."""
 SAME = """\
@@ -320,7 +325,7 @@ def order(servers: dict[str, list[Record]]) -> str:
             best(records, c)["throughput"] / limit(turns, c) for c in several
         )
         for name, records in servers.items()
-        if name != "in-process"
+        if name not in ASIDE
     }
     sorted_names = sorted(means, key=means.__getitem__, reverse=True)
     return ", ".join(f"{LABELS[name]} {means[name]:.2f}" for name in sorted_names)

@@ -504,19 +504,20 @@ def torchserve(binaries: Path, port: int, setting: Setting, scratch: Path) -> li
 CORES = len(os.sched_getaffinity(0))
 # A process with a thread on each core, or a process of one thread for each core.
 GRID = [{"WORKERS": 1, "THREADS": CORES}, {"WORKERS": CORES, "THREADS": 1}]
-INSTANCES = [
-    {"instances": 0},
-    {},
-    {"instances": 1, "parameters": {"intra_op_thread_count": CORES}},
-    {"instances": CORES, "parameters": {"intra_op_thread_count": 1}},
-]
+# Triton runs with its default, an instance group without a count, and beside it with
+# the two settings between which everybody else has to choose.
+DEFAULT: list[Setting] = [{"instances": 0}]
+ONE = {"instances": 1, "parameters": {"intra_op_thread_count": CORES}}
+EACH = {"instances": CORES, "parameters": {"intra_op_thread_count": 1}}
 SERVERS = {
     found.name: found
     for found in (
         InProcess("in-process", [{}]),
-        Embedded("triton-http", "http", INSTANCES),
-        Embedded("triton-grpc", "grpc", INSTANCES),
-        Embedded("triton-shm", "shm", INSTANCES),
+        Embedded("triton-http", "http", DEFAULT),
+        Embedded("triton-http-one", "http", [ONE]),
+        Embedded("triton-http-each", "http", [EACH]),
+        Embedded("triton-grpc", "grpc", DEFAULT),
+        Embedded("triton-shm", "shm", DEFAULT),
         Peer(
             "fastapi",
             fastapi,

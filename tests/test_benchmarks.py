@@ -102,7 +102,7 @@ def test_both_protocols_carry_the_same_question():
     assert wire.message(tensor, asked).count(tensor.tobytes()) == 2
 
 
-def test_the_best_setting_is_the_one_with_the_highest_share():
+def test_the_best_setting_is_the_one_with_the_highest_rates():
     def swept(threads, rate):
         load = {"throughput": rate, "errors": {}}
         return {
