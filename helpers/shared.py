@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ def lying(
     The server must be on this machine. Any number of requests may use the input until
     the block ends; then the memory is free again, whatever has happened.
     """
-    key = f"lesson-{os.getpid()}-{id(tensor)}"
+    key = f"lesson-{os.getpid()}-{secrets.token_hex(4)}"
     region = shm.create_shared_memory_region(key, f"/{key}", tensor.nbytes)
     try:
         shm.set_shared_memory_region(region, [tensor])
