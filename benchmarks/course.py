@@ -59,7 +59,7 @@ def timed(folder: Path, *command: str, **variables: str) -> tuple[float, str]:
 
 def slowest(report: str, count: int = 10) -> list[tuple[float, str]]:
     """Return what pytest's `--durations` lists as the slowest, from all its runs."""
-    found = re.findall(r"^([\d.]+)s (?:call|setup) +(\S+)", report, re.MULTILINE)
+    found = re.findall(r"^([\d.]+)s (?:call|setup) +(.+)$", report, re.MULTILINE)
     return sorted(((float(s), name) for s, name in found), reverse=True)[:count]
 
 

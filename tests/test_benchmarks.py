@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import client, report, servers, wire
+from benchmarks import client, course, growth, report, servers, wire
+from helpers.repository import REPOSITORY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -89,6 +90,28 @@ def test_wrong_answers_and_errors_are_counted():
         zeros.shutdown()
     assert found["wrong"] == found["answers"] > 0
     assert sum(found["errors"].values()) > 0
+
+
+def test_one_thread_can_act_for_many_clients():
+    x = np.arange(16, dtype=np.int32)[None]
+    asked = wire.Question("simple", ["INPUT0", "INPUT1"], "OUTPUT0")
+    job = {"concurrency": 8, "seconds": 0.3, "question": asked, "polled": True}
+    with growth.serving(REPOSITORY) as triton:
+        assert growth.load(triton, x, 2 * x, **job)["answers"] > 8
+        with pytest.raises(RuntimeError, match="wrong answers"):
+            growth.load(triton, x, x, **job)
+
+
+def test_the_slowest_tests_are_read_from_pytests_report():
+    said = """
+    ===== slowest 10 durations =====
+    12.34s call     tests/test_a.py::test_x[1-2 3]
+    0.50s setup    tests/test_b.py::test_y
+    3.00s teardown tests/test_b.py::test_z
+    """
+    lines = "\n".join(line.strip() for line in said.splitlines())
+    assert course.slowest(lines)[0] == (12.34, "tests/test_a.py::test_x[1-2 3]")
+    assert len(course.slowest(lines)) == 2
 
 
 def test_both_protocols_carry_the_same_question():
