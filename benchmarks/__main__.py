@@ -70,9 +70,13 @@ def measure(
                 job = {"protocol": found.protocol, "dialect": found.dialect}
                 job |= {"port": running.port, "concurrency": clients}
                 job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
-                before = running.cpu_s()
+                before, then = running.cpu_s(), running.spent_ms()
                 load = ask(job)
                 load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
+                load["spent_ms"] = {
+                    step: (ms - then[step]) / load["asked"]
+                    for step, ms in running.spent_ms().items()
+                }
                 loads[str(clients)] = load
             records.append({**started, "loads": loads, "limits": limits})
     return records

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import psutil
 
 from benchmarks import course, growth, same_request
+from benchmarks.servers import STEPS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -75,6 +76,12 @@ SIZES = ("wire_mb", "mb")
 LATENCY = """\
 Milliseconds, in each server's best turn; the last column is what a lone client's p50 is
 above onnxruntime's lowest in any turn."""
+LONE = """\
+Milliseconds of a lone client's answer, in Triton's own statistics: waiting for an
+instance, bringing the tensor to it, the model with the way to its process and back, and
+bringing the answer; *around* is the rest of what the client waited: its own part, the
+network, HTTP or gRPC. Of each the turn with the lowest p50. onnxruntime alone took
+{alone:.2f}."""
 WORK = """\
 Milliseconds of processor time for an answer, {clients} clients; medians of the turns.
 However well a server fills the cores, its share of the limit can't be larger than what
@@ -192,6 +199,16 @@ def rows_of_throughput(servers: dict[str, list[Record]]) -> Table:
     return rows
 
 
+def first(loads: Record) -> Record:
+    """Return the load with the fewest clients, one unless told otherwise."""
+    return next(iter(loads.values()))
+
+
+def lowest(servers: dict[str, list[Record]]) -> float:
+    """Return a lone client's lowest p50 with onnxruntime alone, in milliseconds."""
+    return min(first(turn["limits"])["p50"] for turn in all_of(servers))
+
+
 def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
     """Return a row a server: p50 and p99 at each concurrency, and what it adds."""
     rows = []
@@ -199,10 +216,8 @@ def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
         row = [LABELS[name]]
         for c in records[0]["loads"]:
             row += [f"{best(records, c)[q]:.1f}" for q in ("p50", "p99")]
-        first = next(iter(records[0]["loads"]))
-        added = best(records, first)["p50"] - min(
-            turn["limits"][first]["p50"] for turn in all_of(servers)
-        )
+        alone = next(iter(records[0]["loads"]))
+        added = best(records, alone)["p50"] - lowest(servers)
         rows.append([*row, f"{added:+.1f}"])
     return rows
 
@@ -243,6 +258,18 @@ def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
                 f"{alone / total:.2f}",
             ]
         )
+    return rows
+
+
+def rows_of_lone(servers: dict[str, list[Record]]) -> Table:
+    """Return a row for each way to ask Triton: a lone client's wait, step by step."""
+    rows = []
+    for name, records in servers.items():
+        load = min((first(r["loads"]) for r in records), key=lambda load: load["p50"])
+        if steps := load.get("spent_ms"):
+            around = load["p50"] - sum(steps.values())
+            numbers = [*steps.values(), around, load["p50"]]
+            rows.append([LABELS[name], *(f"{ms:.2f}" for ms in numbers)])
     return rows
 
 
@@ -404,14 +431,14 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
     """Return RESULTS.md, with the order of the run before, if there was one."""
     servers = grouped(records, "round")
     turns = max(len(found) for found in servers.values())
-    first = next(iter(servers.values()))[0]
-    loads = list(first["loads"])
+    turn = next(iter(servers.values()))[0]
+    loads = list(turn["loads"])
     rates = [f"{c} client{'s' * (c != '1')}" for c in loads]
     parts = [
         INTRODUCTION.format(
             machine=machine(all_of(servers)),
             turns=turns,
-            seconds=first["loads"][loads[0]]["seconds"],
+            seconds=turn["loads"][loads[0]]["seconds"],
         ),
         "Answers per second, in the best turn and the median one, and the share of the"
         " limit:\n",
@@ -428,6 +455,10 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
             ["Server", *(f"{c}: {q}" for c in loads for q in ("p50", "p99")), "adds"],
             rows_of_latency(servers),
         ),
+        "<!-- end -->\n",
+        f"## A lone client\n\n{LONE.format(alone=lowest(servers))}\n",
+        "<!-- lone -->\n",
+        table(["Triton", *STEPS, "around", "p50"], rows_of_lone(servers)),
         "<!-- end -->\n",
         f"## Where the processor's time goes\n\n{WORK.format(clients=loads[-2])}\n",
         "<!-- work -->\n",

@@ -34,6 +34,8 @@ START_TIMEOUT_S = 120
 PHOTOS = 4  # different ones, so that a mixed-up answer is a wrong one
 
 Setting = dict[str, Any]
+# What Triton divides a request's time into.
+STEPS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 class NotMeasured(Exception):
@@ -47,6 +49,16 @@ class Running:
     port: int
     start_s: float  # from the command to the first right answer
     processes: list[psutil.Process]
+    http: str = ""  # Triton's own address, where its statistics are
+
+    def spent_ms(self) -> dict[str, float]:
+        """Return what Triton has counted so far of requests' time, by step."""
+        if not self.http:
+            return {}
+        address = f"http://{self.http}/v2/models/{wire.MODEL}/stats"
+        with urllib.request.urlopen(address) as answer:
+            (model,) = json.load(answer)["model_stats"]
+        return {step: model["inference_stats"][step]["ns"] / 1e6 for step in STEPS}
 
     def pss_mb(self) -> float:
         """Return its memory, each shared page counted in shares among its owners."""
@@ -220,7 +232,7 @@ class Embedded:
                 seconds = first_answer(self, port, tensors, begin)
                 name = triton._process.name
                 found = of_token(server.embedded.TOKEN, name)
-                yield Running(port, seconds, found)
+                yield Running(port, seconds, found, triton.http)
 
 
 @dataclass
