@@ -1,7 +1,7 @@
 """The servers that are compared: how each is installed, started, asked and ended."""
 
 import contextlib
-import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -425,9 +425,15 @@ def installed_mb(package: importlib.metadata.Distribution) -> float:
     return size / 1e6
 
 
-@functools.cache
 def download_mb(*asked: str | Path) -> float:
-    """Return what pip would fetch for these words, were nothing there yet."""
+    """Return what pip would fetch for these words, were nothing there yet.
+
+    For the same words and files it is looked up once, and kept.
+    """
+    texts = [a.read_text() if isinstance(a, Path) else a for a in asked]
+    kept = CACHE / "downloads" / hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    if kept.exists():
+        return float(kept.read_text())
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     options = ["--no-deps", "--quiet", "--report", "-"]
     report = subprocess.run(
@@ -443,7 +449,10 @@ def download_mb(*asked: str | Path) -> float:
             return int(answer.headers["Content-Length"])
 
     with ThreadPoolExecutor(4) as pool:
-        return sum(pool.map(size, addresses)) / 1e6
+        total = sum(pool.map(size, addresses)) / 1e6
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(f"{total}")
+    return total
 
 
 # --- How each peer is started ------------------------------------------------------
