@@ -86,10 +86,6 @@ def run_and_kill(who: str, draw: random.Random, errors: Path) -> tuple[str, bool
     return f"{kind}: {step}", killed
 
 
-# Its long form has not passed yet (README.md), so `make test` has no part of it.
-pytestmark = pytest.mark.faults
-
-
 @pytest.fixture(autouse=True)
 def ended():
     server.stop_all()

@@ -31,10 +31,6 @@ TOKENS = np.array([[101, 7592, 2088, 102]])  # hello world
 Arrays = dict[str, np.ndarray]
 
 
-# Its long form has not passed yet (README.md), so `make test` has no part of it.
-pytestmark = pytest.mark.faults
-
-
 @pytest.fixture(scope="module")
 def triton():
     minilm.build()
