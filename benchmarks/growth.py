@@ -6,6 +6,7 @@ Each curve starts servers of its own, and adds its points to
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -108,6 +109,7 @@ def classifier(count: str) -> tuple[str, bytes]:
     folder = repository.build() / wire.MODEL
     text = (folder / "config.pbtxt").read_text()
     text = text[: text.index("instance_group")]
+    text = re.sub(r"label_filename: *\S+", "", text)
     text += f"instance_group [ {{ kind: KIND_CPU {count} }} ]\n"
     return text, (folder / "1" / "model.onnx").read_bytes()
 
