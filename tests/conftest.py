@@ -61,7 +61,7 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
 SLOW_FIRST = (
     "test_kills",
     "test_mixed_load",
-    "test_crowds",  # before what is the other worker's
+    "test_crowds",  # goes to the worker of the kills, so the lessons go to the other
     "test_busy_lessons",
     "test_server_life",
     "test_site",

@@ -235,15 +235,16 @@ def asked_for(request: bytes) -> dict[str, list[int]]:
     return {"OUTPUT0": (a + b).tolist(), "OUTPUT1": (a - b).tolist()}
 
 
-def answered(body: bytes) -> dict[str, list[int]]:
+def answered(body: bytes) -> list[tuple[str, list[int]]]:
     """Return an answer's outputs, be they in its JSON or, asked for so, behind it."""
     document, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
-    found = {}
+    found = []
     for output in document["outputs"]:
-        found[output["name"]] = output.get("data")
+        numbers = output.get("data")
         if size := output.get("parameters", {}).get("binary_data_size"):
             raw, end = body[end : end + size], end + size
-            found[output["name"]] = np.frombuffer(raw, np.int32).tolist()
+            numbers = np.frombuffer(raw, np.int32).tolist()
+        found.append((output["name"], numbers))
     return found
 
 
