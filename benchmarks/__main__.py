@@ -71,7 +71,9 @@ def measure(
                 job |= {"port": running.port, "concurrency": clients}
                 job |= {"seconds": seconds, "warm_up": warm_up, "tensors": str(path)}
                 before, then = running.cpu_s(), running.spent_ms()
+                reads = running.reads()
                 load = ask(job)
+                load["reads"] = (running.reads() - reads) / load["asked"]
                 load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
                 load["spent_ms"] = {
                     step: (ms - then[step]) / load["asked"]
@@ -108,18 +110,23 @@ def weigh(name: str) -> None:
 
 
 def score(record: Record) -> float:
-    """Return the geometric mean of a record's rates; 0 if it failed."""
+    """Return the geometric mean of a turn's shares of the limit; 0 if it failed."""
     if "failure" in record or any(x["errors"] for x in record["loads"].values()):
         return 0.0
-    return statistics.geometric_mean(
-        max(load["throughput"], 1e-9) for load in record["loads"].values()
-    )
+    shares = [max(report.share(record, c), 1e-9) for c in record["loads"]]
+    return statistics.geometric_mean(shares)
 
 
 def best(name: str, records: list[Record]) -> Record:
-    """Return the setting of a server's best turn in the sweep, else the first."""
-    turns = [r for r in records if r["kind"] == "sweep" and r["server"] == name]
-    return max(turns, key=score)["setting"] if turns else SERVERS[name].settings[0]
+    """Return the setting that did best in the sweep, else a server's first."""
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record["kind"] == "sweep" and record["server"] == name:
+            key = json.dumps(record["setting"])
+            scores.setdefault(key, []).append(score(record))
+    if not scores:
+        return SERVERS[name].settings[0]
+    return json.loads(max(scores, key=lambda key: statistics.median(scores[key])))
 
 
 def read(path: Path | None = None) -> list[Record]:
@@ -135,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("words", nargs="*", metavar="STEP|SERVER")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=2, help="in each turn")
+    parser.add_argument("--repeats", type=int, default=3, help="in each turn")
     parser.add_argument("--seconds", type=float, default=0.8)
     parser.add_argument("--warm-up", type=float, default=0.2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
@@ -152,7 +159,7 @@ def main() -> None:
         for name in names:
             if len(SERVERS[name].settings) > 1:
                 for setting in SERVERS[name].settings:
-                    attempt("sweep", name, setting, given)
+                    attempt("sweep", name, setting, given, given.repeats)
     if not steps or "rounds" in steps:
         for _ in range(given.rounds):
             for name in names:

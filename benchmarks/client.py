@@ -202,7 +202,16 @@ class Report:
         self.latencies: list[float] = []
         self.errors: Counter[str] = Counter()
         self.wrong = 0
-        self.asked = 0  # in the warm-up, too
+        self.asked = 0  # in the warm-up, too, and so is
+        self.waited = 0.0  # the sum of the seconds until the answers came
+
+    def take(self, begin: float, end: float, times: list[float]) -> bool:
+        """Note an answer and tell whether it counts."""
+        self.asked += 1
+        self.waited += end - begin
+        if counts := times[0] <= end <= times[1]:
+            self.latencies.append(end - begin)
+        return counts
 
 
 def is_right(answer: Buffer, expected: np.ndarray) -> bool:
@@ -234,12 +243,8 @@ def client(
             report.errors[f"{type(error).__name__}: {error}"[:200]] += 1
             time.sleep(0.05)  # a server that refuses at once must not be hammered
             continue
-        end = time.perf_counter()
-        report.asked += 1
-        if not times[0] <= end <= times[1]:
-            continue
-        report.latencies.append(end - begin)
-        report.wrong += not is_right(answer, expected[index])
+        if report.take(begin, time.perf_counter(), times):
+            report.wrong += not is_right(answer, expected[index])
 
 
 def poll(
@@ -261,9 +266,7 @@ def poll(
                 begin, index = begun.pop(ask)
                 answer = ask.answer()
                 end = time.perf_counter()
-                report.asked += 1
-                if times[0] <= end <= times[1]:
-                    report.latencies.append(end - begin)
+                if report.take(begin, end, times):
                     report.wrong += not is_right(answer, expected[index])
                 if end < times[1]:
                     index = (index + 1) % len(expected)
@@ -308,6 +311,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "answers": len(report.latencies),
         "asked": report.asked,
         "throughput": len(report.latencies) / job["seconds"],
+        "mean": 1000 * report.waited / max(report.asked, 1),
         "p50": float(p50),
         "p99": float(p99),
         "errors": dict(report.errors),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -46,11 +47,10 @@ Written by `make bench`; see [README.md](README.md) for what each number means.
 
 EfficientNet-Lite0, one photograph of 602 KB a request, clients and server on the same
 cores. The servers take turns, which start them anew, and each number was measured up to
-{turns} times for {seconds:g} s. Before each the same is measured of onnxruntime alone.
-
-The machine was a shared one, at times half as fast for seconds, as the medians show.
-Others only ever take away: the first number is the best of each server's, and a *share*
-is of the most that onnxruntime alone reached.
+{turns} times for {seconds:g} s. Just before each the same is measured of onnxruntime
+alone: a *share* is the part of that which a server reaches. All figures are medians.
+The machine was a shared one, at times half as fast for seconds, so a share says more
+than a rate.
 
 ## Throughput
 """
@@ -74,16 +74,18 @@ COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Fetched"
 COLUMNS += ["Installed", "Answers", "Wrong", "Errors", "Clients"]
 SIZES = ("wire_mb", "mb")
 LATENCY = """\
-Milliseconds, in each server's best turn; the last column is what a lone client's p50 is
-above onnxruntime's lowest in any turn."""
+Milliseconds; the last column is how much longer a lone client waits (p50) than with
+onnxruntime alone, just before."""
 LONE = """\
 Milliseconds of a lone client's answer, in Triton's own statistics: waiting for an
 instance, bringing the tensor to it, the model with the way to its process and back, and
 bringing the answer; *around* is the rest of what the client waited: its own part, the
-network, HTTP or gRPC. Of each the turn with the lowest p50. onnxruntime alone took
-{alone:.2f}."""
+network, HTTP or gRPC. *Alone* is what onnxruntime took just before. The last columns
+are the processor's time for `tritonserver` and for the client, and how often the server
+asked the kernel for bytes. Means of each turn, and of these the medians."""
+AROUND = ["around", "all", "alone", "tritonserver", "clients", "reads"]
 WORK = """\
-Milliseconds of processor time for an answer, {clients} clients; medians of the turns.
+Milliseconds of processor time for an answer, {clients} clients.
 However well a server fills the cores, its share of the limit can't be larger than what
 onnxruntime alone takes for an answer has in what all take together: *at most*."""
 COST = """\
@@ -91,13 +93,14 @@ Start: seconds from the command to the first right answer. Memory: proportional 
 MB after the first answer. Fetched and installed: MB of the package and all that it
 needs, without Python. Clients: the load generator's share of all cores."""
 SETTINGS = """\
-How the peers' settings were found: one short turn each, as shares of the most that
-onnxruntime alone reached in the sweep. Of each peer the setting with the highest mean
-was measured above. On a machine as noisy as this, one turn chooses roughly. Triton runs
-with its default, an instance group without a count, which here makes two that share the
-cores; *one instance* has a thread on each core, *one for each core* a thread each."""
+How the peers' settings were found: a turn each, in shares. Of each peer the setting
+with the highest mean was measured above. Triton runs with its default, an instance
+group without a count, which here makes two that share the cores; *one instance* has a
+thread on each core, *one for each core* a thread each."""
 ORDER = """\
-The mean share with 4 and with 16 clients, in this run and, below, in the run before."""
+The mean share with 4 and with 16 clients, in this run and, below, in the run before.
+Between two that are less than {close} apart stands ≈: those may change places."""
+CLOSE = 0.05
 SAME = """\
 `python -m benchmarks.same_request` asks Triton and MLServer, which speaks the same V2
 protocol, with the same two functions of tritonclient; only the address differs:"""
@@ -143,20 +146,10 @@ def median(records: list[Record], number: Callable[[Record], float]) -> float:
     return statistics.median(number(record) for record in records)
 
 
-def best(records: list[Record], concurrency: str) -> Record:
-    """Return the load of the turn with the highest throughput."""
-    loads = [record["loads"][concurrency] for record in records]
-    return max(loads, key=lambda load: load["throughput"])
-
-
-def limit(records: list[Record], concurrency: str) -> float:
-    """Return the most that onnxruntime alone reached in any of these turns.
-
-    What others do on the machine only ever takes away.
-    """
-    found = [turn["limits"] for turn in records if "limits" in turn]
-    rates = [load[concurrency]["throughput"] for load in found if concurrency in load]
-    return max([*rates, 1e-9])
+def share(record: Record, concurrency: str) -> float:
+    """Return the part of the limit, measured just before, that a turn reached."""
+    most = record["limits"][concurrency]["throughput"]
+    return record["loads"][concurrency]["throughput"] / max(most, 1e-9)
 
 
 def all_of(servers: dict[str, list[Record]]) -> list[Record]:
@@ -185,16 +178,14 @@ def grouped(records: Iterable[Record], kind: str) -> dict[str, list[Record]]:
 
 
 def rows_of_throughput(servers: dict[str, list[Record]]) -> Table:
-    """Return a row a server: best and median rate, and share, at each concurrency."""
-    turns = all_of(servers)
-    most = {c: limit(turns, c) for c in turns[0]["loads"]}
+    """Return a row a server: its rate and its share at each concurrency."""
     rows = []
     for name, records in servers.items():
         row = [LABELS[name]]
         for c in records[0]["loads"]:
-            middle = median(records, lambda r, c=c: r["loads"][c]["throughput"])
-            rate = best(records, c)["throughput"]
-            row += [f"{rate:.0f}", f"{middle:.0f}", f"{rate / most[c]:.2f}"]
+            rate = median(records, lambda r, c=c: r["loads"][c]["throughput"])
+            part = median(records, lambda r, c=c: share(r, c))
+            row += [f"{rate:.0f}", f"{part:.2f}"]
         rows.append(row)
     return rows
 
@@ -204,59 +195,54 @@ def first(loads: Record) -> Record:
     return next(iter(loads.values()))
 
 
-def lowest(servers: dict[str, list[Record]]) -> float:
-    """Return a lone client's lowest p50 with onnxruntime alone, in milliseconds."""
-    return min(first(turn["limits"])["p50"] for turn in all_of(servers))
-
-
 def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
     """Return a row a server: p50 and p99 at each concurrency, and what it adds."""
     rows = []
     for name, records in servers.items():
         row = [LABELS[name]]
         for c in records[0]["loads"]:
-            row += [f"{best(records, c)[q]:.1f}" for q in ("p50", "p99")]
-        alone = next(iter(records[0]["loads"]))
-        added = best(records, alone)["p50"] - lowest(servers)
-        rows.append([*row, f"{added:+.1f}"])
+            for q in ("p50", "p99"):
+                ms = median(records, lambda r, c=c, q=q: r["loads"][c][q])
+                row.append(f"{ms:.1f}")
+        added = median(
+            records, lambda r: first(r["loads"])["p50"] - first(r["limits"])["p50"]
+        )
+        rows.append([*row, "" if name == "in-process" else f"{added:+.1f}"])
     return rows
+
+
+def work(load: Record) -> dict[str, float]:
+    """Return the processor's milliseconds for an answer, by process and `clients`."""
+    found = {name: 1000 * s / load["asked"] for name, s in load["cpu_s"].items()}
+    return {**found, "clients": 1000 * load["client_cpu_s"] / load["answers"]}
 
 
 def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
     """Return a row a server: who takes how much of the processor for an answer."""
-    alone = statistics.median(
-        1000
-        * turn["limits"][clients]["client_cpu_s"]
-        / turn["limits"][clients]["answers"]
-        for turn in all_of(servers)
-    )
+
+    def alone(record: Record) -> float:
+        most = record["limits"][clients]
+        return 1000 * most["client_cpu_s"] / most["answers"]
+
     rows = []
     for name, records in servers.items():
-        loads = [record["loads"][clients] for record in records]
         if name == "in-process":
-            rows.append([LABELS[name], "", "", f"{alone:.1f}", "1.00"])
+            rows.append([LABELS[name], "", "", f"{median(records, alone):.1f}", "1.00"])
             continue
+        loads = [(record, work(record["loads"][clients])) for record in records]
         own = {
-            process: statistics.median(
-                1000 * x["cpu_s"][process] / x["asked"] for x in loads
-            )
-            for process in loads[0]["cpu_s"]
+            process: statistics.median(load[process] for _, load in loads)
+            for process in loads[0][1]
         }
-        asking = statistics.median(
-            1000 * x["client_cpu_s"] / x["answers"] for x in loads
-        )
+        asking = own.pop("clients")
         listed = sorted(
             ((ms, each) for each, ms in own.items() if ms >= 0.05), reverse=True
         )
-        total = sum(own.values()) + asking
+        total = statistics.median(sum(load.values()) for _, load in loads)
+        most = statistics.median(alone(r) / sum(load.values()) for r, load in loads)
+        processes = ", ".join(f"{each} {ms:.1f}" for ms, each in listed)
         rows.append(
-            [
-                LABELS[name],
-                ", ".join(f"{each} {ms:.1f}" for ms, each in listed),
-                f"{asking:.1f}",
-                f"{total:.1f}",
-                f"{alone / total:.2f}",
-            ]
+            [LABELS[name], processes, f"{asking:.1f}", f"{total:.1f}", f"{most:.2f}"]
         )
     return rows
 
@@ -265,11 +251,17 @@ def rows_of_lone(servers: dict[str, list[Record]]) -> Table:
     """Return a row for each way to ask Triton: a lone client's wait, step by step."""
     rows = []
     for name, records in servers.items():
-        load = min((first(r["loads"]) for r in records), key=lambda load: load["p50"])
-        if steps := load.get("spent_ms"):
-            around = load["p50"] - sum(steps.values())
-            numbers = [*steps.values(), around, load["p50"]]
-            rows.append([LABELS[name], *(f"{ms:.2f}" for ms in numbers)])
+        if not first(records[0]["loads"]).get("spent_ms"):
+            continue
+        turns = []
+        for record in records:
+            load, alone = first(record["loads"]), first(record["limits"])["mean"]
+            steps, busy = list(load["spent_ms"].values()), work(load)
+            around, all_in_all = load["mean"] - sum(steps), load["mean"]
+            processor = busy["tritonserver"], busy["clients"]
+            turns.append([*steps, around, all_in_all, alone, *processor, load["reads"]])
+        *ms, reads = map(statistics.median, zip(*turns, strict=True))
+        rows.append([LABELS[name], *(f"{each:.2f}" for each in ms), f"{reads:.0f}"])
     return rows
 
 
@@ -301,7 +293,7 @@ def rows_of_cost(servers: dict[str, list[Record]], sizes: list[Record]) -> Table
 
 
 def rows_of_sweep(records: list[Record], concurrencies: list[str]) -> Table:
-    """Return a row a setting: its median share at each concurrency."""
+    """Return a row a setting: its share at each concurrency."""
     settings: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record["kind"] == "sweep":
@@ -313,8 +305,9 @@ def rows_of_sweep(records: list[Record], concurrencies: list[str]) -> Table:
         row = [LABELS[name], described(json.loads(setting))]
         for c in concurrencies:
             there = [turn for turn in measured if c in turn["loads"]]
-            most = limit([turn for turn in records if turn["kind"] == "sweep"], c)
-            row.append(f"{best(there, c)['throughput'] / most:.2f}" if there else "")
+            row.append(
+                f"{median(there, lambda r, c=c: share(r, c)):.2f}" if there else ""
+            )
         rows.append(row if measured else [*row[:2], "failed", *row[3:]])
     return rows
 
@@ -327,12 +320,18 @@ def draw(servers: dict[str, list[Record]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.55 * len(names) + 1.2))
     height = 0.8 / len(concurrencies)
     for i, c in enumerate(reversed(concurrencies)):
-        most = limit(all_of(servers), c)
-        shares = [best(servers[n], c)["throughput"] / most for n in names]
+        found = [[share(record, c) for record in servers[n]] for n in names]
+        shares = [statistics.median(turns) for turns in found]
+        ends = [np.percentile(turns, (25, 75)) for turns in found]
+        spread = [
+            [m - e[0] for m, e in zip(shares, ends, strict=True)],
+            [e[1] - m for m, e in zip(shares, ends, strict=True)],
+        ]
         places = [k + (i - 1) * height for k in range(len(names))]
         label = f"{c} client{'s' * (c != '1')}"
         colour = ("#1f4e79", "#5b9bd5", "#bdd7ee")[i % 3]
         axes.barh(places, shares, height, label=label, color=colour)
+        axes.errorbar(shares, places, xerr=spread, fmt="none", ecolor="grey", lw=0.8)
     axes.set_yticks(range(len(names)), [LABELS[n] for n in names])
     axes.set_xlabel("throughput as a share of onnxruntime without a server")
     axes.axvline(1, color="grey", linewidth=0.8)
@@ -345,17 +344,20 @@ def draw(servers: dict[str, list[Record]]) -> None:
 
 def order(servers: dict[str, list[Record]]) -> str:
     """Return the servers with their mean shares at several clients, best first."""
-    turns = all_of(servers)
-    several = list(turns[0]["loads"])[1:]
+    several = list(all_of(servers)[0]["loads"])[1:]
     means = {
         name: statistics.mean(
-            best(records, c)["throughput"] / limit(turns, c) for c in several
+            median(records, lambda r, c=c: share(r, c)) for c in several
         )
         for name, records in servers.items()
         if name not in ASIDE
     }
-    sorted_names = sorted(means, key=means.__getitem__, reverse=True)
-    return ", ".join(f"{LABELS[name]} {means[name]:.2f}" for name in sorted_names)
+    said, before = "", 0.0
+    for name in sorted(means, key=means.__getitem__, reverse=True):
+        sign = " ≈ " if before - means[name] < CLOSE else " > "
+        said += f"{sign if said else ''}{LABELS[name]} {means[name]:.2f}"
+        before = means[name]
+    return said
 
 
 def orders(runs: Iterable[Iterable[Record]]) -> str:
@@ -440,11 +442,10 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
             turns=turns,
             seconds=turn["loads"][loads[0]]["seconds"],
         ),
-        "Answers per second, in the best turn and the median one, and the share of the"
-        " limit:\n",
+        "Answers per second, and the share of the limit:\n",
         "<!-- throughput -->\n",
         table(
-            ["Server", *(word for rate in rates for word in (rate, "median", "share"))],
+            ["Server", *(word for rate in rates for word in (rate, "share"))],
             rows_of_throughput(servers),
         ),
         "<!-- end -->\n",
@@ -456,9 +457,9 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
             rows_of_latency(servers),
         ),
         "<!-- end -->\n",
-        f"## A lone client\n\n{LONE.format(alone=lowest(servers))}\n",
+        f"## A lone client\n\n{LONE}\n",
         "<!-- lone -->\n",
-        table(["Triton", *STEPS, "around", "p50"], rows_of_lone(servers)),
+        table(["Triton", *STEPS, *AROUND], rows_of_lone(servers)),
         "<!-- end -->\n",
         f"## Where the processor's time goes\n\n{WORK.format(clients=loads[-2])}\n",
         "<!-- work -->\n",
@@ -481,7 +482,7 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
         head = ["Server", "Setting", *rates]
         parts += [f"## Settings\n\n{SETTINGS}\n", table(head, swept, left=2)]
     runs = [records, before] if before else [records]
-    parts.append(f"## The order\n\n{ORDER}\n\n{orders(runs)}\n")
+    parts.append(f"## The order\n\n{ORDER.format(close=CLOSE)}\n\n{orders(runs)}\n")
     if curves := grown():
         parts.append(f"## How cost grows\n\n{curves}")
     if course.NOTES.exists():

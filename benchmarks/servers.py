@@ -68,6 +68,14 @@ class Running:
                 total += process.memory_full_info().pss
         return total / 1e6
 
+    def reads(self) -> int:
+        """Return how often its processes have asked the kernel for bytes so far."""
+        count = 0
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                count += process.io_counters().read_count
+        return count
+
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time that it has taken so far, by name of process."""
         found: dict[str, float] = {}

@@ -819,8 +819,9 @@ def test_a_run_takes_all_cores_unless_another_instance_runs(tmp_path, monkeypatc
     assert [takes(one), takes(other), takes(one)] == ["all", "all", "all"]
     with one.fitting():
         assert takes(other) == "its share"
-    # The other has not seen yet that this one is done.
-    assert [takes(other), takes(other)] == ["its share", "all"]
+    # The other takes several looks to believe that this one is done.
+    shared = sharing.QUIET_RUNS * ["its share"]
+    assert [takes(other) for _ in range(4)] == [*shared, "all"]
 
 
 def on_gpu(repository: Path, text: str = "") -> dict[str, str]:

@@ -19,6 +19,8 @@ from session import Providers, model_file, open_session, shared_cores
 
 # Linux's `struct flock`: type, whence, start, length, and the owner.
 FLOCK = struct.Struct("hhqqi4x")
+# So many runs in which nobody else was seen make an instance take all cores.
+QUIET_RUNS = 3
 
 
 class Sessions:
@@ -32,7 +34,7 @@ class Sessions:
     def __init__(
         self, config: Configuration, version: Path, providers: Providers
     ) -> None:
-        self.file, self.crowded = None, False
+        self.file, self.quiet_runs = None, QUIET_RUNS
         threads = shared_cores(config, providers) or 0
         self.beside = open_session(config, version, providers, threads)
         self.alone = self.beside
@@ -49,17 +51,19 @@ class Sessions:
     def fitting(self) -> Iterator[ort.InferenceSession]:
         """Hold the session that fits what the other instances are at.
 
-        Under load another instance is now and then between two runs. So a run counts as
-        alone only if nobody else ran at the end of this instance's last one, either.
+        Under load another instance is now and then between two runs. So one look at
+        the others is not enough: it takes several, at both ends of each run.
         """
         if not self.file:
             yield self.alone
             return
         self.ask(fcntl.F_OFD_SETLK, fcntl.F_RDLCK)
         try:
-            yield self.beside if self.crowded or self.others_run() else self.alone
+            if self.others_run():
+                self.quiet_runs = 0
+            yield self.alone if self.quiet_runs >= QUIET_RUNS else self.beside
         finally:
-            self.crowded = self.others_run()
+            self.quiet_runs = 0 if self.others_run() else self.quiet_runs + 1
             self.ask(fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
 
     def others_run(self) -> bool:
