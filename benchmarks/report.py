@@ -107,7 +107,8 @@ protocol, with the same two functions of tritonclient; only the address differs:
 
 COURSE = """\
 A clone of its own, with pip's cache warm. pip fetches {fetched_mb:.0f} MB where it is
-cold; installed they are {installed_mb:.0f} MB. `make test` took {tests_s:.0f} s.
+cold, which are {installed_mb:.0f} MB on the disk; `make test` fetches {tests_mb:.0f} MB
+more. Its tests took {tests_s:.0f} s.
 """
 
 Record = dict[str, Any]

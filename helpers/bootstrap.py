@@ -1,8 +1,9 @@
 """Set up everything a reader needs: `.venv`, the pinned packages, the models.
 
-Run by `make` with whatever `python3` is there, before anything is installed: it
-imports only the standard library and avoids syntax that an old Python can't read,
-so that a machine that can't run the course gets a sentence instead of a traceback.
+With `--all` it installs what the tests and the site need, too. Run by `make` with
+whatever `python3` is there, before anything is installed: it imports only the standard
+library and avoids syntax that an old Python can't read, so that a machine that can't
+run the course gets a sentence instead of a traceback.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
-STAMP = os.path.join(VENV, "ready")
+# What a reader needs, and what the tests and the site need beside it.
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 VERSIONS = ("3.10", "3.11", "3.12")
 
 # Asked of each candidate, in its own process: its version, whether it can make a
@@ -111,21 +113,26 @@ def choose_python():
     sys.exit(next((p for p in problems if not p.startswith("The course")), problems[0]))
 
 
-def fingerprint():
-    """Return a hash of all that decides what is installed."""
+def stamp(lock):
+    """Return the file that says that a lock's packages are installed."""
+    return os.path.join(VENV, lock + ".installed")
+
+
+def fingerprint(lock):
+    """Return a hash of all that decides what a lock's installation makes."""
     digest = hashlib.sha256()
-    for name in ("requirements.lock", "pyproject.toml", "helpers/bootstrap.py"):
+    for name in (lock, "pyproject.toml", "helpers/bootstrap.py"):
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
     digest.update(ROOT.encode())
     return digest.hexdigest()
 
 
-def installed():
-    """Return whether `.venv` is complete, current, and its Python still runs."""
+def installed(lock):
+    """Return whether `.venv` has a lock's packages, and its Python still runs."""
     try:
-        with open(STAMP) as file:
-            return file.read() == fingerprint() and bool(ask(PYTHON))
+        with open(stamp(lock)) as file:
+            return file.read() == fingerprint(lock) and bool(ask(PYTHON))
     except OSError:
         return False
 
@@ -139,8 +146,8 @@ def run(*command):
         )
 
 
-def install():
-    """Make `.venv` and install the pinned packages and this project into it."""
+def install(lock):
+    """Make `.venv`, if need be, and install a lock's packages into it."""
     if " " in ROOT:
         sys.exit(
             "Triton can't work in a folder whose path has a space: move the course out"
@@ -148,16 +155,18 @@ def install():
         )
     if not ask(PYTHON):
         run(choose_python(), "-m", "venv", "--clear", VENV)
-    print("Installing the pinned packages into .venv (about two minutes) ...")
+    if lock == LOCKS[0]:
+        print("Installing the pinned packages into .venv (about a minute) ...")
+    else:
+        print("Installing what the tests and the site need into .venv, too ...")
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
     pip += ("--no-compile",)  # of what is installed, little is ever imported
-    run(
-        *(pip + ("--require-hashes", "--no-deps", "--requirement", "requirements.lock"))
-    )
-    run(*(pip + ("--no-deps", "--no-build-isolation", "--editable", ".")))
-    with open(STAMP + ".part", "w") as file:
-        file.write(fingerprint())
-    os.replace(STAMP + ".part", STAMP)
+    run(*(pip + ("--require-hashes", "--no-deps", "--requirement", lock)))
+    if lock == LOCKS[0]:
+        run(*(pip + ("--no-deps", "--no-build-isolation", "--editable", ".")))
+    with open(stamp(lock) + ".part", "w") as file:
+        file.write(fingerprint(lock))
+    os.replace(stamp(lock) + ".part", stamp(lock))
 
 
 @contextlib.contextmanager
@@ -194,8 +203,9 @@ def main():
     if problem:
         sys.exit(problem)
     with alone(ROOT):
-        if not installed():
-            install()
+        for lock in LOCKS if "--all" in sys.argv[1:] else LOCKS[:1]:
+            if not installed(lock):
+                install(lock)
     run(PYTHON, "-m", "helpers.repository")
     # One lesson wants it; where it can't be had, it has said so and the rest goes on.
     subprocess.run((PYTHON, "-m", "helpers.perf_analyzer"), cwd=ROOT)

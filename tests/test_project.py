@@ -17,7 +17,8 @@ from packaging.specifiers import SpecifierSet
 from helpers import bootstrap
 
 README = (ROOT / "README.md").read_text()
-LOCK = (ROOT / "requirements.lock").read_text()
+READERS, OTHERS = ((ROOT / name).read_text() for name in bootstrap.LOCKS)
+LOCK = READERS + OTHERS
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 
 
@@ -25,10 +26,10 @@ def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def locked():
-    """Return {name: versions} of the lock."""
+def locked(text=LOCK):
+    """Return {name: versions} of both locks, or of one."""
     versions = {}
-    for name, version in re.findall(r"^([\w.-]+)==([\w.+!-]+)", LOCK, re.MULTILINE):
+    for name, version in re.findall(r"^([\w.-]+)==([\w.+!-]+)", text, re.MULTILINE):
         versions.setdefault(normal(name), []).append(version)
     return versions
 
@@ -49,6 +50,26 @@ def test_the_lock_pins_what_pyproject_asks_for(requirement):
 def test_what_is_installed_is_what_is_locked(requirement):
     installed = importlib.metadata.version(requirement.name)
     assert installed in locked()[normal(requirement.name)]
+
+
+def test_a_reader_need_not_fetch_what_only_tests_and_the_site_need():
+    readers, others = locked(READERS), locked(OTHERS)
+    assert not readers.keys() & others.keys()
+    needed = {normal(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert needed <= readers.keys()
+    assert {"playwright", "pytest", "sphinx"} <= others.keys()
+
+
+def test_the_lessons_and_the_helpers_import_what_a_reader_has():
+    cells = [cell.source for lesson in LESSONS for cell in read(lesson).cells]
+    modules = [path.read_text() for path in (ROOT / "helpers").rglob("*.py")]
+    text = "\n".join([*cells, *modules])
+    named = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE))
+    owners = importlib.metadata.packages_distributions()
+    readers = {"pip", *locked(READERS), normal(PROJECT["name"])}
+    assert {"numpy", "tritonclient", "psutil"} <= named
+    for name in named & owners.keys():
+        assert readers & set(map(normal, owners[name])), name
 
 
 def test_every_pin_has_a_hash_and_no_host_is_named():
@@ -162,7 +183,7 @@ def test_this_python_will_do():
 def test_a_folder_with_a_space_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(bootstrap, "ROOT", "/home/my user/course")
     with pytest.raises(SystemExit, match="whose path has a space"):
-        bootstrap.install()
+        bootstrap.install(bootstrap.LOCKS[0])
 
 
 def test_the_set_up_can_be_read_by_pythons_that_are_too_old():
@@ -171,7 +192,7 @@ def test_the_set_up_can_be_read_by_pythons_that_are_too_old():
 
 
 def test_a_second_set_up_does_nothing():
-    command = [sys.executable, str(ROOT / "helpers" / "bootstrap.py")]
+    command = [sys.executable, str(ROOT / "helpers" / "bootstrap.py"), "--all"]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "Installing" not in answer.stdout
