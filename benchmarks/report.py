@@ -30,6 +30,7 @@ LABELS = {
     "triton-grpc": "Triton, gRPC",
     "triton-shm": "Triton, shared memory",
     "fastapi": "FastAPI, by hand",
+    "fastapi-one": "FastAPI, one at a time",
     "mlserver": "MLServer, gRPC",
     "bentoml": "BentoML",
     "litserve": "LitServe",
@@ -37,7 +38,7 @@ LABELS = {
     "torchserve": "TorchServe",
 }
 # What is no server of its own in the order of servers.
-ASIDE = ("in-process", "triton-http-one", "triton-http-each")
+ASIDE = ("in-process", "triton-http-one", "triton-http-each", "fastapi-one")
 INTRODUCTION = """\
 # Results
 
@@ -93,10 +94,11 @@ Start: seconds from the command to the first right answer. Memory: proportional 
 MB after the first answer. Fetched and installed: MB of the package and all that it
 needs, without Python. Clients: the load generator's share of all cores."""
 SETTINGS = """\
-How the peers' settings were found: a turn each, in shares. Of each peer the setting
-with the highest mean was measured above. Triton runs with its default, an instance
-group without a count, which here makes two that share the cores; *one instance* has a
-thread on each core, *one for each core* a thread each."""
+How the peers' settings were found: two turns each, in shares. Of each peer the one with
+the highest mean at 4 and at 16 clients was measured above, and of FastAPI, *one at a
+time*, what suits a lone client, too. Triton runs with its default, an instance group
+without a count, which here makes two that share the cores; *one instance* has a thread
+on each core, *one for each core* a thread each."""
 ORDER = """\
 The mean share with 4 and with 16 clients, in this run and, below, in the run before.
 Between two that are less than {close} apart stands ≈: those may change places."""

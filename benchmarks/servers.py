@@ -100,25 +100,25 @@ class Peer:
 
     @property
     def package(self) -> str:
-        """The package whose version names this server's."""
-        return self.name
+        """The package whose version names this server's, and its folders."""
+        return self.name.partition("-")[0]
 
     @property
     def python(self) -> Path:
         """The Python of its environment."""
-        return CACHE / self.name / "bin" / "python"
+        return CACHE / self.package / "bin" / "python"
 
     def install(self) -> None:
         """Make its environment, unless it is there as its requirements ask."""
-        asked = (PEERS / self.name / "requirements.txt").read_text()
-        done = CACHE / self.name / "requirements.txt"
+        asked = (PEERS / self.package / "requirements.txt").read_text()
+        done = CACHE / self.package / "requirements.txt"
         if done.exists() and done.read_text() == asked:
             return
-        shutil.rmtree(CACHE / self.name, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", CACHE / self.name], check=True)
+        shutil.rmtree(CACHE / self.package, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", CACHE / self.package], check=True)
         pip = [self.python, "-m", "pip", "install", "--quiet", "--no-deps", "-r"]
         found = subprocess.run(
-            [*pip, PEERS / self.name / "requirements.txt"],
+            [*pip, PEERS / self.package / "requirements.txt"],
             capture_output=True,
             text=True,
         )
@@ -129,12 +129,12 @@ class Peer:
 
     def version(self) -> str:
         """Return the release that is measured."""
-        text = (PEERS / self.name / "requirements.txt").read_text()
+        text = (PEERS / self.package / "requirements.txt").read_text()
         return re.search(rf"^{self.package}==(\S+)", text, re.MULTILINE)[1]
 
     def size_mb(self) -> float:
         """Return what its environment holds beyond Python and pip."""
-        (site,) = (CACHE / self.name / "lib").glob("python3*/site-packages")
+        (site,) = (CACHE / self.package / "lib").glob("python3*/site-packages")
         return (
             sum(
                 file.lstat().st_size
@@ -150,7 +150,7 @@ class Peer:
 
     def download_mb(self) -> float:
         """Return what pip fetches for its environment."""
-        return download_mb("--requirement", PEERS / self.name / "requirements.txt")
+        return download_mb("--requirement", PEERS / self.package / "requirements.txt")
 
     @contextlib.contextmanager
     def running(self, setting: Setting, tensors: Path) -> Iterator[Running]:
@@ -175,7 +175,7 @@ class Peer:
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     self.command(self.python.parent, port, setting, Path(scratch)),
-                    cwd=PEERS / self.name,
+                    cwd=PEERS / self.package,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
@@ -551,13 +551,13 @@ SERVERS = {
             "fastapi",
             fastapi,
             [
-                {"WORKERS": 1, "SLOTS": 1, "THREADS": CORES},
                 {"WORKERS": 1, "SLOTS": CORES, "THREADS": 1},
                 {"WORKERS": 1, "SLOTS": CORES, "THREADS": CORES},
                 {"WORKERS": CORES, "SLOTS": 1, "THREADS": 1},
                 {"WORKERS": CORES, "SLOTS": 1, "THREADS": CORES},
             ],
         ),
+        Peer("fastapi-one", fastapi, [{"WORKERS": 1, "SLOTS": 1, "THREADS": CORES}]),
         Peer(
             "mlserver",
             mlserver,
