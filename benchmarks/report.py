@@ -57,12 +57,15 @@ than a rate.
 """
 
 # What each curve shows, and the units of its columns.
-MS = {"p50": " (ms)", "http": ", p50 (ms)", "shm": ", p50 (ms)"}
+MS = {"p50": " (ms)", "http": ", p50 (ms)", "shm": ", p50 (ms)", "copy": " (ms)"}
 MB = {"start": " (s)", "memory": " (MB)", "client": " (MB)", "server": " (MB)"}
 CURVES = {
     "clients": ("1 to 256 clients over HTTP", {"rate": " (1/s)", **MS}),
     "batches": ("Batches of 1 to 16, four clients", {"photographs": " (1/s)", **MS}),
-    "tensors": ("A tensor there and back, one client, a model that copies it", MS),
+    "tensors": (
+        "A tensor there and back, one client, a model that copies it; and NumPy's copy",
+        MS,
+    ),
     "models": ("1 to 32 models in a repository", MB),
     "photographs": ("1 to 10,000 photographs, read and classified one by one", MB),
     "batching": (
@@ -234,8 +237,8 @@ def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
             continue
         loads = [(record, work(record["loads"][clients])) for record in records]
         own = {
-            process: statistics.median(load[process] for _, load in loads)
-            for process in loads[0][1]
+            process: statistics.median(load.get(process, 0.0) for _, load in loads)
+            for process in dict.fromkeys(name for _, load in loads for name in load)
         }
         asking = own.pop("clients")
         listed = sorted(
@@ -417,6 +420,8 @@ def number(value: float) -> str:
         if value >= 100
         else f"{value:.1f}"
         if value >= 3
+        else f"{value:.2g}"
+        if value < 0.1
         else f"{value:.2f}"
     )
 
