@@ -74,8 +74,8 @@ CURVES = {
         {"rate": " (1/s)", "clients": " (ms)"},
     ),
 }
-COLUMNS = ["Server", "Version", "Setting", "Turns", "Start", "Memory", "Fetched"]
-COLUMNS += ["Installed", "Answers", "Wrong", "Errors", "Clients"]
+COLUMNS = ["Server", "Version", "Setting", "Start", "Memory", "Fetched", "Installed"]
+COUNTS = ["Server", "Turns", "Answers", "Wrong", "Errors", "Clients"]
 SIZES = ("wire_mb", "mb")
 LATENCY = """\
 Milliseconds; the last column is how much longer a lone client waits (p50) than with
@@ -87,15 +87,20 @@ bringing the answer; *around* is the rest of what the client waited: its own par
 network, HTTP or gRPC. *Alone* is what onnxruntime took just before. The last columns
 are the processor's time for `tritonserver` and for the client, and how often the server
 asked the kernel for bytes. Means of each turn, and of these the medians."""
-AROUND = ["around", "all", "alone", "tritonserver", "clients", "reads"]
+LONE_COLUMNS = ["Triton", *(step.removeprefix("compute_") for step in STEPS)]
+LONE_COLUMNS += ["around", "all", "alone", "server", "client", "reads"]
 WORK = """\
 Milliseconds of processor time for an answer, {clients} clients.
 However well a server fills the cores, its share of the limit can't be larger than what
-onnxruntime alone takes for an answer has in what all take together: *at most*."""
+onnxruntime alone takes for an answer has in what all take together: *at most*. A share
+above it is the machine's noise."""
 COST = """\
 Start: seconds from the command to the first right answer. Memory: proportional (PSS),
 MB after the first answer. Fetched and installed: MB of the package and all that it
-needs, without Python. Clients: the load generator's share of all cores."""
+needs, without Python."""
+COUNTED = """\
+All answers were compared with onnxruntime's own. Clients: the load generator's share of
+all cores."""
 SETTINGS = """\
 How the peers' settings were found: two turns each, in shares. Of each peer the one with
 the highest mean at 4 and at 16 clients was measured above, and of FastAPI, *one at a
@@ -165,8 +170,9 @@ def all_of(servers: dict[str, list[Record]]) -> list[Record]:
 
 def described(setting: Record) -> str:
     """Say a setting in words."""
-    words = {"WORKERS": "workers", "SLOTS": "slots", "THREADS": "threads"}
-    parts = [f"{setting[key]} {words[key]}" for key in words if key in setting]
+    words = {"WORKERS": "worker", "SLOTS": "slot", "THREADS": "thread"}
+    counts = [(setting[key], word) for key, word in words.items() if key in setting]
+    parts = [f"{count} {word}{'s' * (count != 1)}" for count, word in counts]
     if "instances" in setting:
         parts.append(f"instances: {setting['instances'] or 'no count given'}")
     for key, value in setting.get("parameters", {}).items():
@@ -272,29 +278,38 @@ def rows_of_lone(servers: dict[str, list[Record]]) -> Table:
 
 
 def rows_of_cost(servers: dict[str, list[Record]], sizes: list[Record]) -> Table:
-    """Return a row a server: its start, memory, size, faults and its clients' share."""
+    """Return a row a server: its setting, start, memory and size."""
     rows = []
     weighed = {size["server"]: size for size in sizes}
-    cores = len(os.sched_getaffinity(0))
     for name, records in servers.items():
-        loads = [load for record in records for load in record["loads"].values()]
-        clients = statistics.median(x["client_cpu_s"] / x["seconds"] for x in loads)
-        own = "" if name == "in-process" else f"{100 * clients / cores:.0f} %"
         rows.append(
             [
                 LABELS[name],
                 records[-1]["version"],
                 described(records[-1]["setting"]),
-                str(len(records)),
                 f"{median(records, lambda r: r['start_s']):.1f}",
                 f"{median(records, lambda r: r['pss_mb']):.0f}",
                 *(f"{weighed[name][k]:.0f}" if name in weighed else "" for k in SIZES),
-                str(sum(x["answers"] for x in loads)),
-                str(sum(x["wrong"] for x in loads)),
-                str(sum(sum(x["errors"].values()) for x in loads)),
-                own,
             ]
         )
+    return rows
+
+
+def rows_of_counts(servers: dict[str, list[Record]]) -> Table:
+    """Return a row a server: its turns, answers and faults, and its clients' share."""
+    rows = []
+    cores = len(os.sched_getaffinity(0))
+    for name, records in servers.items():
+        loads = [load for record in records for load in record["loads"].values()]
+        clients = statistics.median(x["client_cpu_s"] / x["seconds"] for x in loads)
+        counts = [
+            len(records),
+            sum(x["answers"] for x in loads),
+            sum(x["wrong"] for x in loads),
+            sum(sum(x["errors"].values()) for x in loads),
+        ]
+        own = "" if name == "in-process" else f"{100 * clients / cores:.0f} %"
+        rows.append([LABELS[name], *map(str, counts), own])
     return rows
 
 
@@ -339,11 +354,13 @@ def draw(servers: dict[str, list[Record]]) -> None:
         axes.barh(places, shares, height, label=label, color=colour)
         axes.errorbar(shares, places, xerr=spread, fmt="none", ecolor="grey", lw=0.8)
     axes.set_yticks(range(len(names)), [LABELS[n] for n in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("throughput as a share of onnxruntime without a server")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="lower right")
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": len(labels)}
+    axes.legend(handles[::-1], labels[::-1], frameon=False, **place)
     figure.savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
@@ -467,7 +484,7 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
         "<!-- end -->\n",
         f"## A lone client\n\n{LONE}\n",
         "<!-- lone -->\n",
-        table(["Triton", *STEPS, *AROUND], rows_of_lone(servers)),
+        table(LONE_COLUMNS, rows_of_lone(servers)),
         "<!-- end -->\n",
         f"## Where the processor's time goes\n\n{WORK.format(clients=loads[-2])}\n",
         "<!-- work -->\n",
@@ -485,6 +502,8 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
             left=3,
         ),
         "<!-- end -->\n",
+        f"## Answers\n\n{COUNTED}\n",
+        table(COUNTS, rows_of_counts(servers)),
     ]
     if swept := rows_of_sweep(records, loads):
         head = ["Server", "Setting", *rates]
