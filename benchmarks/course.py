@@ -53,8 +53,9 @@ def timed(folder: Path, *command: str, **variables: str) -> tuple[float, str]:
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
+    if ran.returncode:
+        sys.exit(f"{ran.stdout[-5000:]}\n{' '.join(command)}: {ran.returncode}")
     return time.perf_counter() - begin, ran.stdout
 
 
