@@ -70,6 +70,7 @@ def main() -> None:
     wire = [download_mb("--requirement", lock) for lock in LOCKS]
     notes: dict[str, Any] = {"fetched_mb": wire[0], "tests_mb": wire[1]}
     with tempfile.TemporaryDirectory(prefix="course-") as scratch:
+        Path(scratch).chmod(0o755)  # one test is another user
         course = Path(scratch) / "course"
         notes["clone_s"], _ = timed(
             Path(scratch), "git", "clone", "--quiet", str(HERE.parent), str(course)
