@@ -113,8 +113,7 @@ def score(record: Record) -> float:
     """Return the mean of a turn's shares at several clients; 0 if it failed."""
     if "failure" in record or any(x["errors"] for x in record["loads"].values()):
         return 0.0
-    several = list(record["loads"])[1:] or record["loads"]
-    return statistics.mean(report.share(record, c) for c in several)
+    return statistics.mean(report.share(record, c) for c in report.several(record))
 
 
 def best(name: str, records: list[Record]) -> Record:

@@ -163,6 +163,16 @@ def share(record: Record, concurrency: str) -> float:
     return record["loads"][concurrency]["throughput"] / max(most, 1e-9)
 
 
+def shares(records: list[Record], concurrency: str) -> float:
+    """Return the middle share of some turns."""
+    return median(records, lambda record: share(record, concurrency))
+
+
+def several(record: Record) -> list[str]:
+    """Return at how many clients a turn was measured, without the first, a lone one."""
+    return list(record["loads"])[1:] or list(record["loads"])
+
+
 def all_of(servers: dict[str, list[Record]]) -> list[Record]:
     """Return the turns of all servers."""
     return [record for found in servers.values() for record in found]
@@ -196,8 +206,7 @@ def rows_of_throughput(servers: dict[str, list[Record]]) -> Table:
         row = [LABELS[name]]
         for c in records[0]["loads"]:
             rate = median(records, lambda r, c=c: r["loads"][c]["throughput"])
-            part = median(records, lambda r, c=c: share(r, c))
-            row += [f"{rate:.0f}", f"{part:.2f}"]
+            row += [f"{rate:.0f}", f"{shares(records, c):.2f}"]
         rows.append(row)
     return rows
 
@@ -225,37 +234,31 @@ def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
 
 def work(load: Record) -> dict[str, float]:
     """Return the processor's milliseconds for an answer, by process and `clients`."""
-    found = {name: 1000 * s / load["asked"] for name, s in load["cpu_s"].items()}
+    spent = load.get("cpu_s", {})  # onnxruntime alone is in the clients' own process
+    found = {name: 1000 * s / load["asked"] for name, s in spent.items()}
     return {**found, "clients": 1000 * load["client_cpu_s"] / load["answers"]}
 
 
 def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
     """Return a row a server: who takes how much of the processor for an answer."""
-
-    def alone(record: Record) -> float:
-        most = record["limits"][clients]
-        return 1000 * most["client_cpu_s"] / most["answers"]
-
     rows = []
     for name, records in servers.items():
-        if name == "in-process":
-            rows.append([LABELS[name], "", "", f"{median(records, alone):.1f}", "1.00"])
-            continue
-        loads = [(record, work(record["loads"][clients])) for record in records]
+        loads = [work(record["loads"][clients]) for record in records]
         own = {
-            process: statistics.median(load.get(process, 0.0) for _, load in loads)
-            for process in dict.fromkeys(name for _, load in loads for name in load)
+            process: statistics.median(load.get(process, 0.0) for load in loads)
+            for process in dict.fromkeys(each for load in loads for each in load)
         }
         asking = own.pop("clients")
         listed = sorted(
             ((ms, each) for each, ms in own.items() if ms >= 0.05), reverse=True
         )
-        total = statistics.median(sum(load.values()) for _, load in loads)
-        most = statistics.median(alone(r) / sum(load.values()) for r, load in loads)
+        totals = [sum(load.values()) for load in loads]
+        alone = [work(record["limits"][clients])["clients"] for record in records]
+        most = statistics.median(a / b for a, b in zip(alone, totals, strict=True))
         processes = ", ".join(f"{each} {ms:.1f}" for ms, each in listed)
-        rows.append(
-            [LABELS[name], processes, f"{asking:.1f}", f"{total:.1f}", f"{most:.2f}"]
-        )
+        asked = "" if name == "in-process" else f"{asking:.1f}"
+        total = statistics.median(totals)
+        rows.append([LABELS[name], processes, asked, f"{total:.1f}", f"{most:.2f}"])
     return rows
 
 
@@ -326,9 +329,7 @@ def rows_of_sweep(records: list[Record], concurrencies: list[str]) -> Table:
         row = [LABELS[name], described(json.loads(setting))]
         for c in concurrencies:
             there = [turn for turn in measured if c in turn["loads"]]
-            row.append(
-                f"{median(there, lambda r, c=c: share(r, c)):.2f}" if there else ""
-            )
+            row.append(f"{shares(there, c):.2f}" if there else "")
         rows.append(row if measured else [*row[:2], "failed", *row[3:]])
     return rows
 
@@ -342,17 +343,14 @@ def draw(servers: dict[str, list[Record]]) -> None:
     height = 0.8 / len(concurrencies)
     for i, c in enumerate(reversed(concurrencies)):
         found = [[share(record, c) for record in servers[n]] for n in names]
-        shares = [statistics.median(turns) for turns in found]
-        ends = [np.percentile(turns, (25, 75)) for turns in found]
-        spread = [
-            [m - e[0] for m, e in zip(shares, ends, strict=True)],
-            [e[1] - m for m, e in zip(shares, ends, strict=True)],
-        ]
+        quartiles = [np.percentile(turns, (25, 50, 75)) for turns in found]
+        low, middle, high = np.transpose(quartiles)
         places = [k + (i - 1) * height for k in range(len(names))]
         label = f"{c} client{'s' * (c != '1')}"
         colour = ("#1f4e79", "#5b9bd5", "#bdd7ee")[i % 3]
-        axes.barh(places, shares, height, label=label, color=colour)
-        axes.errorbar(shares, places, xerr=spread, fmt="none", ecolor="grey", lw=0.8)
+        axes.barh(places, middle, height, label=label, color=colour)
+        around = [middle - low, high - middle]
+        axes.errorbar(middle, places, xerr=around, fmt="none", ecolor="grey", lw=0.8)
     axes.set_yticks(range(len(names)), [LABELS[n] for n in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("throughput as a share of onnxruntime without a server")
@@ -367,11 +365,8 @@ def draw(servers: dict[str, list[Record]]) -> None:
 
 def order(servers: dict[str, list[Record]]) -> str:
     """Return the servers with their mean shares at several clients, best first."""
-    several = list(all_of(servers)[0]["loads"])[1:]
     means = {
-        name: statistics.mean(
-            median(records, lambda r, c=c: share(r, c)) for c in several
-        )
+        name: statistics.mean(shares(records, c) for c in several(records[0]))
         for name, records in servers.items()
         if name not in ASIDE
     }
@@ -432,15 +427,10 @@ def of_course(notes: Record) -> str:
 
 def number(value: float) -> str:
     """Write a number with about three digits."""
-    return (
-        f"{value:.0f}"
-        if value >= 100
-        else f"{value:.1f}"
-        if value >= 3
-        else f"{value:.2g}"
-        if value < 0.1
-        else f"{value:.2f}"
-    )
+    if value < 0.1:
+        return f"{value:.2g}"
+    digits = 0 if value >= 100 else 1 if value >= 3 else 2
+    return f"{value:.{digits}f}"
 
 
 def failures(records: list[Record]) -> str:
@@ -460,6 +450,7 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
     turns = max(len(found) for found in servers.values())
     turn = next(iter(servers.values()))[0]
     loads = list(turn["loads"])
+    under_load = several(turn)[0]
     rates = [f"{c} client{'s' * (c != '1')}" for c in loads]
     parts = [
         INTRODUCTION.format(
@@ -486,11 +477,11 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
         "<!-- lone -->\n",
         table(LONE_COLUMNS, rows_of_lone(servers)),
         "<!-- end -->\n",
-        f"## Where the processor's time goes\n\n{WORK.format(clients=loads[-2])}\n",
+        f"## Where the processor's time goes\n\n{WORK.format(clients=under_load)}\n",
         "<!-- work -->\n",
         table(
             ["Server", "Its processes", "Clients", "All", "At most"],
-            rows_of_work(servers, loads[-2]),
+            rows_of_work(servers, under_load),
             left=2,
         ),
         "<!-- end -->\n",

@@ -62,19 +62,19 @@ class Running:
 
     def pss_mb(self) -> float:
         """Return its memory, each shared page counted in shares among its owners."""
-        total = 0
-        for process in self.processes:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_full_info().pss
-        return total / 1e6
+        return self.total(lambda process: process.memory_full_info().pss) / 1e6
 
     def reads(self) -> int:
         """Return how often its processes have asked the kernel for bytes so far."""
-        count = 0
+        return self.total(lambda process: process.io_counters().read_count)
+
+    def total(self, number: Callable[[psutil.Process], int]) -> int:
+        """Add up a number of each process that is still there."""
+        found = 0
         for process in self.processes:
             with contextlib.suppress(psutil.Error):
-                count += process.io_counters().read_count
-        return count
+                found += number(process)
+        return found
 
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time that it has taken so far, by name of process."""

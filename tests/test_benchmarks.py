@@ -140,6 +140,13 @@ def test_the_best_setting_is_the_one_with_the_highest_rates_under_load():
     assert bench.best("fastapi", records) == {"THREADS": 2}
 
 
+@pytest.mark.parametrize(
+    ("measured", "under_load"), [(["1", "4", "16"], ["4", "16"]), (["4"], ["4"])]
+)
+def test_the_load_is_that_of_several_clients_or_all_there_is(measured, under_load):
+    assert report.several({"loads": dict.fromkeys(measured)}) == under_load
+
+
 def test_the_results_say_when_where_and_with_what_they_were_made():
     assert re.search(
         r"^20\d\d-\d\d-\d\d .* UTC; \d+ cores of .+Python 3", RESULTS, re.M
