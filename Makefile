@@ -26,4 +26,4 @@ bench-growth: setup ; rm -f .cache/benchmarks/growth.jsonl && .venv/bin/python -
 # tests and the site need, what a reader has. uv keeps the pins that the file has already.
 COMPILE = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package rfc3987-syntax --no-emit-package lark --quiet
 READERS = $$(sed -n "s/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p" requirements.lock | sort -u)
-lock: everything ; .venv/bin/pip install --quiet uv && $(COMPILE) --output-file requirements.lock && cat requirements.lock >> requirements-dev.lock && $(COMPILE) --all-extras $(READERS) --output-file requirements-dev.lock
+lock: everything ; .venv/bin/pip install --quiet uv && $(COMPILE) --output-file requirements.lock && cat requirements.lock requirements-dev.lock > .cache/lock && $(COMPILE) --all-extras $(READERS) --output-file .cache/lock && mv .cache/lock requirements-dev.lock
