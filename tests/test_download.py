@@ -45,8 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         body = data[start:] if brings is None else data[start : start + brings]
+        self.server.far.served += len(body)  # first: the client may be done before us
         self.wfile.write(body)
-        self.server.far.served += len(body)
 
 
 def whole(brings=None, data=DATA, **options):
