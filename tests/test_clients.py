@@ -234,12 +234,14 @@ def test_an_http_client_keeps_one_connection_until_it_is_closed(triton):
 def test_concurrency_is_how_many_handles_are_really_sent_at_once(
     triton, rpc, concurrency, sent
 ):
-    report(rpc, "echo")
+    first = occupy(triton, rpc, "echo")
     with httpclient.InferenceServerClient(triton.http, concurrency=concurrency) as http:
         inputs = put(module=httpclient)
-        handles = [http.async_infer("echo", inputs, **hold(1000)) for _ in range(3)]
-        time.sleep(0.5)
-        assert pending(triton, "echo") == sent - 1
+        handles = [http.async_infer("echo", inputs, **hold(0)) for _ in range(3)]
+        assert wait_for(lambda: pending(triton, "echo") == sent)
+        time.sleep(0.3)
+        assert pending(triton, "echo") == sent  # the others wait in the client
+        first.cancel()
         for handle in handles:
             handle.get_result()
-    assert len(report(rpc, "echo")) == 3
+    assert len(report(rpc, "echo")) == 1 + 3

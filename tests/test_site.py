@@ -209,7 +209,10 @@ def open_page(browser, address, page, **options):
     opened.errors = []
     opened.on("pageerror", lambda error: opened.errors.append(str(error)))
     opened.on("console", lambda m: m.type == "error" and opened.errors.append(m.text))
-    opened.on("requestfailed", lambda request: opened.errors.append(request.url))
+    opened.on(
+        "requestfailed",
+        lambda request: opened.errors.append(f"{request.url}: {request.failure}"),
+    )
     opened.goto(f"{address}/{page}")
     return opened
 
@@ -303,6 +306,7 @@ def test_the_first_screen_says_what_this_is_and_what_to_type(browser, address):
 @pytest.mark.browser
 def test_the_search_finds_what_a_lesson_says(browser, address):
     opened = open_page(browser, address, "index.html")
+    opened.wait_for_load_state("networkidle")  # whoever leaves earlier aborts its icon
     opened.get_by_placeholder("Search").fill(SEARCHED)
     opened.keyboard.press("Enter")
     results = opened.locator("ul.search li")
