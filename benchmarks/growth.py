@@ -1,7 +1,8 @@
 """`python -m benchmarks.growth [CURVE ...]`: how cost grows with the work.
 
 Each curve starts servers of its own, and adds its points to
-.cache/benchmarks/growth.jsonl; `python -m benchmarks report` makes tables of them.
+.cache/benchmarks/growth.jsonl; `python -m benchmarks report` makes tables of them. The
+last two, `batching` and `lone`, are no curves: they show why an aim is out of reach.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from helpers import repository, server
 POINTS = CACHE / "growth.jsonl"
 TOKEN = server.embedded.TOKEN
 SECONDS = 2.0
+TURNS = 15
 
 IDENTITY = """
 name: "identity"
@@ -35,13 +37,36 @@ input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
+PYTHON = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+SAME = 2 * np.arange(16, dtype=np.int32)[None]
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            {}
+            answer = pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", found)])
+            answers.append(answer)
+        return answers
+"""
+SUM = "found = np.add(*(tensor.as_numpy() for tensor in request.inputs()))"
+SAME = "found = SAME"
+STOP = """
+parameters { key: "session.force_spinning_stop" value { string_value: "1" } }
+"""
 
 
 def note(curve: str, x: str, **found: float) -> None:
     """Keep a point of a curve, and show it."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     with POINTS.open("a") as file:
-        file.write(json.dumps({"curve": curve, "x": x, **found}) + "\n")
+        point = {"curve": curve, "x": x, "time": when, **found}
+        file.write(json.dumps(point) + "\n")
     shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
     print(f"{curve} {x}: {shown}", flush=True)
 
@@ -63,12 +88,13 @@ def processes(triton: server.Triton) -> Running:
 
 @contextlib.contextmanager
 def repository_of(**models: tuple[str, bytes]) -> Iterator[Path]:
-    """Make a repository of models, each a config.pbtxt and a graph."""
+    """Make a repository of models: a config.pbtxt, and a graph or Python's code."""
     with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
-        for name, (config, graph) in models.items():
+        for name, (config, model) in models.items():
             version = Path(scratch) / name / "1"
             version.mkdir(parents=True)
-            (version / "model.onnx").write_bytes(graph)
+            file = "model.py" if 'backend: "python"' in config else "model.onnx"
+            (version / file).write_bytes(model)
             (version.parent / "config.pbtxt").write_text(config)
         yield Path(scratch)
 
@@ -233,39 +259,96 @@ def photographs() -> None:
     shutil.rmtree(thumbnails)
 
 
+def side_by_side(
+    curve: str,
+    models: dict[str, tuple[str, bytes]],
+    asked: wire.Question,
+    tensors: tuple[np.ndarray, np.ndarray],
+    clients: int,
+) -> None:
+    """Let models that give the same answer take turns, and note the medians.
+
+    Beside each one's rate stand its ratio to the first's, turn by turn, and the
+    processor's time for an answer.
+    """
+    turns: dict[str, list[dict[str, float]]] = {words: [] for words in models}
+    names = {words: f"model{i}" for i, words in enumerate(models)}
+    made = {
+        names[words]: (
+            re.sub('^name: "[^"]*"', f'name: "{names[words]}"', text, flags=re.M),
+            file,
+        )
+        for words, (text, file) in models.items()
+    }
+    with repository_of(**made) as repo, serving(repo) as triton:
+        running = processes(triton)
+        for _ in range(TURNS):
+            first = 0.0
+            for words, found in turns.items():
+                before = running.cpu_s()
+                told = load(
+                    triton,
+                    *tensors,
+                    clients,
+                    question=asked._replace(model=names[words]),
+                    polled=clients > 1,
+                    seconds=1,
+                )
+                spent = {
+                    process: 1000 * (seconds - before[process]) / told["asked"]
+                    for process, seconds in running.cpu_s().items()
+                }
+                spent["clients"] = 1000 * told["client_cpu_s"] / told["answers"]
+                spent["all"] = sum(spent.values())
+                rate, p50 = told["throughput"], told["p50"]
+                first = first or rate
+                turn = {"rate": rate, "of the first": rate / first, "p50": p50}
+                found.append({**turn, **spent})
+    for words, found in turns.items():
+        middle = {
+            column: statistics.median(turn[column] for turn in found)
+            for column in found[0]
+        }
+        note(curve, words, **middle)
+
+
 def batching() -> None:
-    """Ask `simple` with 64 clients, with dynamic batching and without, in turns."""
+    """Ask `simple` with 64 clients, without dynamic batching and with.
+
+    And, with it, two Python models: the least that adds, and the least that answers.
+    """
     folder = repository.build() / "simple"
     text = (folder / "config.pbtxt").read_text()
     graph = (folder / "1" / "model.onnx").read_bytes()
     batched = text.replace("max_batch_size: 8", "max_batch_size: 64")
-    batched = batched.replace('"simple"', '"batched"') + "dynamic_batching { }\n"
+    batched += "dynamic_batching { }\n"
+    python = batched.replace('platform: "onnxruntime_onnx"', 'backend: "python"')
+    models = {
+        "without": (text, graph),
+        "with": (batched, graph),
+        "with, in Python that only adds": (python, PYTHON.format(SUM).encode()),
+        "with, the same answer to all": (python, PYTHON.format(SAME).encode()),
+    }
     x = np.arange(16, dtype=np.int32)[None]
-    turns: dict[str, list[dict[str, float]]] = {"simple": [], "batched": []}
-    made = {"simple": (text, graph), "batched": (batched, graph)}
-    with repository_of(**made) as repo, serving(repo) as triton:
-        running = processes(triton)
-        for _ in range(3):
-            for name, found in turns.items():
-                asked = wire.Question(name, ["INPUT0", "INPUT1"], "OUTPUT0")
-                before = running.cpu_s()
-                told = load(triton, x, 2 * x, 64, question=asked, polled=True)
-                spent = {
-                    f"{process} (ms)": 1000
-                    * (seconds - before[process])
-                    / told["asked"]
-                    for process, seconds in running.cpu_s().items()
-                }
-                clients = 1000 * told["client_cpu_s"] / told["answers"]
-                found.append({"rate": told["throughput"], **spent, "clients": clients})
-    for words, found in zip(("without", "with"), turns.values(), strict=True):
-        middle = sorted(found, key=lambda turn: turn["rate"])[1]
-        note("batching", words, **middle)
+    asked = wire.Question("simple", ["INPUT0", "INPUT1"], "OUTPUT0")
+    side_by_side("batching", models, asked, (x, 2 * x), 64)
+
+
+def lone() -> None:
+    """Let a lone client ask one instance, one that stops spinning, and the default."""
+    (one, graph), (default, _) = classifier("count: 1"), classifier("")
+    models = {
+        "one instance": (one, graph),
+        "one that stops spinning": (one + STOP, graph),
+        "the default": (default, graph),
+    }
+    photo = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    side_by_side("lone", models, wire.CLASSIFY, (photo, answer(graph, photo)), 1)
 
 
 CURVES: dict[str, Callable[[], None]] = {
     curve.__name__: curve
-    for curve in (clients, batches, tensors, models, photographs, batching)
+    for curve in (clients, batches, tensors, models, photographs, batching, lone)
 }
 
 

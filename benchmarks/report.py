@@ -59,6 +59,8 @@ than a rate.
 # What each curve shows, and the units of its columns.
 MS = {"p50": " (ms)", "http": ", p50 (ms)", "shm": ", p50 (ms)", "copy": " (ms)"}
 MB = {"start": " (s)", "memory": " (MB)", "client": " (MB)", "server": " (MB)"}
+BESIDE = {"rate": " (1/s)", "p50": " (ms)", "clients": " (ms)", "all": " (ms)"}
+BESIDE |= {"tritonserver": " (ms)", "triton_python_backend_stub": " (ms)"}
 CURVES = {
     "clients": ("1 to 256 clients over HTTP", {"rate": " (1/s)", **MS}),
     "batches": ("Batches of 1 to 16, four clients", {"photographs": " (1/s)", **MS}),
@@ -69,9 +71,13 @@ CURVES = {
     "models": ("1 to 32 models in a repository", MB),
     "photographs": ("1 to 10,000 photographs, read and classified one by one", MB),
     "batching": (
-        "`simple` with dynamic batching and without, 64 clients; the middle of three"
-        " turns, and the processor's time for an answer",
-        {"rate": " (1/s)", "clients": " (ms)"},
+        "`simple` with dynamic batching and without, 64 clients; the medians of"
+        " fifteen turns, and the processor's time for an answer",
+        BESIDE,
+    ),
+    "lone": (
+        "A lone client, and threads that spin between two runs; as above",
+        BESIDE,
     ),
 }
 COLUMNS = ["Server", "Version", "Setting", "Start", "Memory", "Fetched", "Installed"]
@@ -394,7 +400,7 @@ def grown() -> str:
         points = [point for point in growth.read() if point["curve"] == curve]
         if not points:
             continue
-        columns = [name for name in points[0] if name not in ("curve", "x")]
+        columns = [name for name in points[0] if name not in ("curve", "x", "time")]
         head = [curve, *(f"{name}{units.get(name, '')}" for name in columns)]
         rows = [[p["x"], *(number(p[name]) for name in columns)] for p in points]
         parts += [f"### {sentence}\n", table(head, rows)]
@@ -502,7 +508,8 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
     runs = [records, before] if before else [records]
     parts.append(f"## The order\n\n{ORDER.format(close=CLOSE)}\n\n{orders(runs)}\n")
     if curves := grown():
-        parts.append(f"## How cost grows\n\n{curves}")
+        when = times(growth.read())
+        parts.append(f"## How cost grows\n\n{when}, on the same machine.\n\n{curves}")
     if course.NOTES.exists():
         notes = json.loads(course.NOTES.read_text())
         parts.append(f"## What the course itself costs\n\n{of_course(notes)}")

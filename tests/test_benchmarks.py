@@ -102,6 +102,19 @@ def test_one_thread_can_act_for_many_clients():
             growth.load(triton, x, x, **job)
 
 
+def test_models_that_give_the_same_answer_stand_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "POINTS", tmp_path / "growth.jsonl")
+    monkeypatch.setattr(growth, "TURNS", 1)
+    growth.batching()
+    without, *others = growth.read()
+    assert (without["x"], without["of the first"]) == ("without", 1)
+    assert [point["rate"] / without["rate"] for point in others] == pytest.approx(
+        [point["of the first"] for point in others]
+    )
+    assert len(others) == 3
+    assert "| with, in Python that only adds |" in report.grown()
+
+
 def test_the_slowest_tests_are_read_from_pytests_report():
     said = """
     ===== slowest 10 durations =====
