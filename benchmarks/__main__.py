@@ -17,24 +17,14 @@ import json
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks import report
+from benchmarks.records import Record, keep, kept
 from benchmarks.servers import CACHE, SERVERS, ask, model_file, tensors
 
 RESULTS = CACHE / "results.jsonl"
 BEFORE = CACHE / "results-before.jsonl"
-
-Record = dict[str, Any]
-
-
-def note(record: Record) -> None:
-    """Keep a record, whatever comes next."""
-    record["time"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def limit(path: Path, concurrency: int, seconds: float, warm_up: float) -> Record:
@@ -74,7 +64,7 @@ def measure(
                 reads = running.reads()
                 load = ask(job)
                 load["reads"] = (running.reads() - reads) / load["asked"]
-                load["cpu_s"] = {n: s - before[n] for n, s in running.cpu_s().items()}
+                load["cpu_s"] = running.cpu_s_since(before)
                 load["spent_ms"] = {
                     step: (ms - then[step]) / load["asked"]
                     for step, ms in running.spent_ms().items()
@@ -95,7 +85,7 @@ def attempt(
         records = [{"failure": str(error)}]
     told = {"kind": kind, "server": name, "setting": setting}
     for record in records:
-        note({**told, "version": SERVERS[name].version(), **record})
+        keep(RESULTS, {**told, "version": SERVERS[name].version(), **record})
         loads = record.get("loads", {}).values()
         rates = "/".join(f"{load['throughput']:.0f}" for load in loads)
         said = record.get("failure") or f"{rates} a second"
@@ -106,7 +96,7 @@ def weigh(name: str) -> None:
     """Note what a server's packages take, on the way and on the disk."""
     with contextlib.suppress(Exception):  # what could not be installed has no size
         sizes = {"mb": SERVERS[name].size_mb(), "wire_mb": SERVERS[name].download_mb()}
-        note({"kind": "size", "server": name, **sizes})
+        keep(RESULTS, {"kind": "size", "server": name, **sizes})
 
 
 def score(record: Record) -> float:
@@ -130,10 +120,7 @@ def best(name: str, records: list[Record]) -> Record:
 
 def read(path: Path | None = None) -> list[Record]:
     """Return what has been measured so far, or what a file has of an earlier run."""
-    path = path or RESULTS
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return kept(path or RESULTS)
 
 
 def main() -> None:

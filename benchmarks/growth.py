@@ -6,7 +6,6 @@ last two, `batching` and `lone`, are no curves: they show why an aim is out of r
 """
 
 import contextlib
-import json
 import re
 import shutil
 import statistics
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks import wire
+from benchmarks.records import keep, kept, work
 from benchmarks.servers import CACHE, Running, ask, of_token
 from helpers import repository, server
 
@@ -37,6 +37,7 @@ input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
+# The least that a model in Python can do for an answer, once it knows the sums.
 PYTHON = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -48,13 +49,11 @@ class TritonPythonModel:
     def execute(self, requests):
         answers = []
         for request in requests:
-            {}
-            answer = pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", found)])
-            answers.append(answer)
+            sums = pb_utils.Tensor("OUTPUT0", {})
+            answers.append(pb_utils.InferenceResponse([sums]))
         return answers
 """
-SUM = "found = np.add(*(tensor.as_numpy() for tensor in request.inputs()))"
-SAME = "found = SAME"
+ADDED = "np.add(*(tensor.as_numpy() for tensor in request.inputs()))"
 STOP = """
 parameters { key: "session.force_spinning_stop" value { string_value: "1" } }
 """
@@ -62,11 +61,7 @@ parameters { key: "session.force_spinning_stop" value { string_value: "1" } }
 
 def note(curve: str, x: str, **found: float) -> None:
     """Keep a point of a curve, and show it."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    with POINTS.open("a") as file:
-        point = {"curve": curve, "x": x, "time": when, **found}
-        file.write(json.dumps(point) + "\n")
+    keep(POINTS, {"curve": curve, "x": x, **found})
     shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
     print(f"{curve} {x}: {shown}", flush=True)
 
@@ -88,13 +83,17 @@ def processes(triton: server.Triton) -> Running:
 
 @contextlib.contextmanager
 def repository_of(**models: tuple[str, bytes]) -> Iterator[Path]:
-    """Make a repository of models: a config.pbtxt, and a graph or Python's code."""
+    """Make a repository of models: a config.pbtxt, and a graph or Python's code.
+
+    Each model's name is the one that it is given here, whatever it has in its text.
+    """
     with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
         for name, (config, model) in models.items():
             version = Path(scratch) / name / "1"
             version.mkdir(parents=True)
             file = "model.py" if 'backend: "python"' in config else "model.onnx"
             (version / file).write_bytes(model)
+            config = re.sub("^name:.*", "", config, flags=re.MULTILINE)
             (version.parent / "config.pbtxt").write_text(config)
         yield Path(scratch)
 
@@ -131,14 +130,20 @@ def load(
     return found
 
 
+def of_lessons(name: str) -> tuple[str, bytes]:
+    """Return the config.pbtxt and the graph of one of the lessons' models."""
+    folder = repository.build() / name
+    graph = (folder / "1" / "model.onnx").read_bytes()
+    return (folder / "config.pbtxt").read_text(), graph
+
+
 def classifier(count: str) -> tuple[str, bytes]:
     """Return the classifier with this count of instances."""
-    folder = repository.build() / wire.MODEL
-    text = (folder / "config.pbtxt").read_text()
+    text, graph = of_lessons(wire.MODEL)
     text = text[: text.index("instance_group")]
     text = re.sub(r"label_filename: *\S+", "", text)
     text += f"instance_group [ {{ kind: KIND_CPU {count} }} ]\n"
-    return text, (folder / "1" / "model.onnx").read_bytes()
+    return text, graph
 
 
 def answer(graph: bytes, x: np.ndarray) -> np.ndarray:
@@ -213,14 +218,9 @@ def copying_ms(array: np.ndarray) -> float:
 
 def models() -> None:
     """Start servers on 1 to 32 models: seconds and memory."""
-    folder = repository.build() / "simple"
-    text = (folder / "config.pbtxt").read_text()
-    graph = (folder / "1" / "model.onnx").read_bytes()
+    simple = of_lessons("simple")
     for count in (1, 2, 4, 8, 16, 32):
-        made = {
-            f"simple{i}": (text.replace('"simple"', f'"simple{i}"'), graph)
-            for i in range(count)
-        }
+        made = {f"simple{i}": simple for i in range(count)}
         with repository_of(**made) as repo:
             begin = time.perf_counter()
             with serving(repo) as triton:
@@ -273,13 +273,7 @@ def side_by_side(
     """
     turns: dict[str, list[dict[str, float]]] = {words: [] for words in models}
     names = {words: f"model{i}" for i, words in enumerate(models)}
-    made = {
-        names[words]: (
-            re.sub('^name: "[^"]*"', f'name: "{names[words]}"', text, flags=re.M),
-            file,
-        )
-        for words, (text, file) in models.items()
-    }
+    made = {names[words]: files for words, files in models.items()}
     with repository_of(**made) as repo, serving(repo) as triton:
         running = processes(triton)
         for _ in range(TURNS):
@@ -294,11 +288,8 @@ def side_by_side(
                     polled=clients > 1,
                     seconds=1,
                 )
-                spent = {
-                    process: 1000 * (seconds - before[process]) / told["asked"]
-                    for process, seconds in running.cpu_s().items()
-                }
-                spent["clients"] = 1000 * told["client_cpu_s"] / told["answers"]
+                told["cpu_s"] = running.cpu_s_since(before)
+                spent = work(told)
                 spent["all"] = sum(spent.values())
                 rate, p50 = told["throughput"], told["p50"]
                 first = first or rate
@@ -317,17 +308,15 @@ def batching() -> None:
 
     And, with it, two Python models: the least that adds, and the least that answers.
     """
-    folder = repository.build() / "simple"
-    text = (folder / "config.pbtxt").read_text()
-    graph = (folder / "1" / "model.onnx").read_bytes()
+    text, graph = of_lessons("simple")
     batched = text.replace("max_batch_size: 8", "max_batch_size: 64")
     batched += "dynamic_batching { }\n"
     python = batched.replace('platform: "onnxruntime_onnx"', 'backend: "python"')
     models = {
         "without": (text, graph),
         "with": (batched, graph),
-        "with, in Python that only adds": (python, PYTHON.format(SUM).encode()),
-        "with, the same answer to all": (python, PYTHON.format(SAME).encode()),
+        "with, in Python that only adds": (python, PYTHON.format(ADDED).encode()),
+        "with, the same answer to all": (python, PYTHON.format("SAME").encode()),
     }
     x = np.arange(16, dtype=np.int32)[None]
     asked = wire.Question("simple", ["INPUT0", "INPUT1"], "OUTPUT0")
@@ -354,10 +343,8 @@ CURVES: dict[str, Callable[[], None]] = {
 
 def read() -> list[dict[str, Any]]:
     """Return the points so far; of one measured twice, the last."""
-    if not POINTS.exists():
-        return []
-    points = [json.loads(line) for line in POINTS.read_text().splitlines()]
-    return list({(point["curve"], point["x"]): point for point in points}.values())
+    last = {(point["curve"], point["x"]): point for point in kept(POINTS)}
+    return list(last.values())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +16,7 @@ import matplotlib.pyplot as plt
 import psutil
 
 from benchmarks import course, growth, same_request
+from benchmarks.records import Record, work
 from benchmarks.servers import STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +59,8 @@ than a rate.
 # What each curve shows, and the units of its columns.
 MS = {"p50": " (ms)", "http": ", p50 (ms)", "shm": ", p50 (ms)", "copy": " (ms)"}
 MB = {"start": " (s)", "memory": " (MB)", "client": " (MB)", "server": " (MB)"}
-BESIDE = {"rate": " (1/s)", "p50": " (ms)", "clients": " (ms)", "all": " (ms)"}
-BESIDE |= {"tritonserver": " (ms)", "triton_python_backend_stub": " (ms)"}
+SPENT = ("p50", "tritonserver", "triton_python_backend_stub", "clients", "all")
+BESIDE = {"rate": " (1/s)", **dict.fromkeys(SPENT, " (ms)")}
 CURVES = {
     "clients": ("1 to 256 clients over HTTP", {"rate": " (1/s)", **MS}),
     "batches": ("Batches of 1 to 16, four clients", {"photographs": " (1/s)", **MS}),
@@ -72,7 +72,7 @@ CURVES = {
     "photographs": ("1 to 10,000 photographs, read and classified one by one", MB),
     "batching": (
         "`simple` with dynamic batching and without, 64 clients; the medians of"
-        " fifteen turns, and the processor's time for an answer",
+        f" {growth.TURNS} turns, and the processor's time for an answer",
         BESIDE,
     ),
     "lone": (
@@ -127,7 +127,6 @@ cold, which are {installed_mb:.0f} MB on the disk; `make test` fetches {tests_mb
 more. Its tests took {tests_s:.0f} s.
 """
 
-Record = dict[str, Any]
 Table = list[list[str]]
 
 
@@ -236,13 +235,6 @@ def rows_of_latency(servers: dict[str, list[Record]]) -> Table:
         )
         rows.append([*row, "" if name == "in-process" else f"{added:+.1f}"])
     return rows
-
-
-def work(load: Record) -> dict[str, float]:
-    """Return the processor's milliseconds for an answer, by process and `clients`."""
-    spent = load.get("cpu_s", {})  # onnxruntime alone is in the clients' own process
-    found = {name: 1000 * s / load["asked"] for name, s in spent.items()}
-    return {**found, "clients": 1000 * load["client_cpu_s"] / load["answers"]}
 
 
 def rows_of_work(servers: dict[str, list[Record]], clients: str) -> Table:
@@ -393,16 +385,16 @@ def orders(runs: Iterable[Iterable[Record]]) -> str:
     return "\n".join(lines)
 
 
-def grown() -> str:
+def grown(points: list[Record]) -> str:
     """Return a table for each curve that was measured."""
-    parts = []
+    parts = [f"{times(points)}, on the same machine.\n"]
     for curve, (sentence, units) in CURVES.items():
-        points = [point for point in growth.read() if point["curve"] == curve]
-        if not points:
+        own = [point for point in points if point["curve"] == curve]
+        if not own:
             continue
-        columns = [name for name in points[0] if name not in ("curve", "x", "time")]
+        columns = [name for name in own[0] if name not in ("curve", "x", "time")]
         head = [curve, *(f"{name}{units.get(name, '')}" for name in columns)]
-        rows = [[p["x"], *(number(p[name]) for name in columns)] for p in points]
+        rows = [[p["x"], *(number(p[name]) for name in columns)] for p in own]
         parts += [f"### {sentence}\n", table(head, rows)]
     return "\n".join(parts)
 
@@ -507,9 +499,8 @@ def text(records: list[Record], before: Sequence[Record] = ()) -> str:
         parts += [f"## Settings\n\n{SETTINGS}\n", table(head, swept, left=2)]
     runs = [records, before] if before else [records]
     parts.append(f"## The order\n\n{ORDER.format(close=CLOSE)}\n\n{orders(runs)}\n")
-    if curves := grown():
-        when = times(growth.read())
-        parts.append(f"## How cost grows\n\n{when}, on the same machine.\n\n{curves}")
+    if points := growth.read():
+        parts.append(f"## How cost grows\n\n{grown(points)}")
     if course.NOTES.exists():
         notes = json.loads(course.NOTES.read_text())
         parts.append(f"## What the course itself costs\n\n{of_course(notes)}")

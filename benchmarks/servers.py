@@ -86,6 +86,10 @@ class Running:
                 found[name] = found.get(name, 0.0) + times.user + times.system
         return found
 
+    def cpu_s_since(self, before: dict[str, float]) -> dict[str, float]:
+        """Return the processor time that it has taken since then, by process."""
+        return {name: s - before[name] for name, s in self.cpu_s().items()}
+
 
 @dataclass
 class Peer:

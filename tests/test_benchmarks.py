@@ -106,13 +106,14 @@ def test_models_that_give_the_same_answer_stand_side_by_side(tmp_path, monkeypat
     monkeypatch.setattr(growth, "POINTS", tmp_path / "growth.jsonl")
     monkeypatch.setattr(growth, "TURNS", 1)
     growth.batching()
-    without, *others = growth.read()
+    points = growth.read()
+    without, *others = points
     assert (without["x"], without["of the first"]) == ("without", 1)
     assert [point["rate"] / without["rate"] for point in others] == pytest.approx(
         [point["of the first"] for point in others]
     )
     assert len(others) == 3
-    assert "| with, in Python that only adds |" in report.grown()
+    assert "| with, in Python that only adds |" in report.grown(points)
 
 
 def test_the_slowest_tests_are_read_from_pytests_report():
