@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from urllib.request import urlopen
 
+import gevent
 import numpy as np
 import psutil
 import pytest
@@ -238,8 +239,9 @@ def test_concurrency_is_how_many_handles_are_really_sent_at_once(
     with httpclient.InferenceServerClient(triton.http, concurrency=concurrency) as http:
         inputs = put(module=httpclient)
         handles = [http.async_infer("echo", inputs, **hold(0)) for _ in range(3)]
-        assert wait_for(lambda: pending(triton, "echo") == sent)
-        time.sleep(0.3)
+        # Its greenlets run while this one sleeps in gevent, not in `time`.
+        assert wait_for(lambda: gevent.sleep(0.05) or pending(triton, "echo") == sent)
+        gevent.sleep(0.3)
         assert pending(triton, "echo") == sent  # the others wait in the client
         first.cancel()
         for handle in handles:
